@@ -1,0 +1,11 @@
+"""CelebA-HQ at 128x128."""
+
+from configs import default
+
+
+def get_config():
+  config = default.get_config()
+  config.data.name = 'celeb_a_hq/128'
+  config.data.image_size = 128
+  config.train.beta_1 = 0.5
+  return config

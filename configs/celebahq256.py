@@ -1,0 +1,11 @@
+"""CelebA-HQ at 256x256."""
+
+from configs import default
+
+
+def get_config():
+  config = default.get_config()
+  config.data.name = 'celeb_a_hq/256'
+  config.data.image_size = 256
+  config.train.beta_1 = 0.5
+  return config

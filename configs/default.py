@@ -1,0 +1,67 @@
+"""The one place of defaults: the published network and training, on which each configuration builds."""
+
+import ml_collections
+
+
+def get_config():
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+
+  config.data = data = ml_collections.ConfigDict()
+  data.name = ''  # digits, toy2d, images, or a name of TensorFlow Datasets
+  data.path = ''  # images: the folder or .zip; TensorFlow Datasets: where the sets are kept, '' for its own choice
+  data.distribution = 'eight_gaussians'  # toy2d: eight_gaussians, checkerboard, two_moons or rings
+  data.image_size = 32
+  data.num_channels = 3
+  data.random_flip = True
+  data.train_split = 'train'  # images: the sub-folder, '' for everything
+  data.test_split = 'test'
+  data.strict = False  # refuse damaged images instead of leaving them out
+  data.max_memory_gb = 4.0  # decoded images are kept in memory up to this size, decoded again and again beyond it
+  data.num_workers = 0  # threads that decode, 0 for one each core
+
+  config.model = model = ml_collections.ConfigDict()
+  model.name = 'resnet'  # resnet for images, mlp for vectors
+  model.dtype = 'float32'  # of the computation: float32 or bfloat16; parameters are float32
+  model.ch = 128
+  model.ch_mult = ()  # width of each resolution in units of ch; () for the published one of the image size
+  model.num_res_blocks = 2
+  model.act = 'lrelu'  # lrelu, swish or relu
+  model.final_act = 'relu'
+  model.norm = 'none'  # none, batch, group or instance
+  model.dropout = 0.0
+  model.spectral_norm = True
+  model.use_scale = True  # a learned scale of each channel after each block's second convolution
+  model.shortcut = 'conv'  # conv (3x3) or nin (1x1)
+  model.resample_with_conv = False  # strided convolution instead of average pooling
+  model.attention_resolutions = ()  # image sizes at which self-attention follows each block; published option (16,)
+  model.remat = False  # recompute activations in the backward pass: less memory, more time
+  model.num_layers = 3  # mlp: hidden layers
+  model.num_frequencies = 0  # mlp: sines and cosines of 2^k pi y beside the coordinates
+
+  config.diffusion = ml_collections.ConfigDict()
+  config.diffusion.num_levels = 6  # 6 (T6) or 1000 (T1k)
+
+  config.sampling = sampling = ml_collections.ConfigDict()
+  sampling.num_steps = 30  # K, Langevin steps at each level, in training and in generation
+  sampling.step_size = 2e-4  # b^2
+  sampling.step_size_rule = 'cumulative'  # s_t^2 = b^2 sigma_{t+1}^2, times sbar_t / sbar_0 if cumulative; or conditional
+  sampling.noise_scale = 0.99  # eta in generation; training always uses 1
+  sampling.batch_size = 256  # samples drawn at once, over all devices
+
+  config.train = train = ml_collections.ConfigDict()
+  train.batch_size = 64  # over all devices
+  train.num_steps = 1_000_000
+  train.optimizer = 'adam'  # adam or adamax
+  train.learning_rate = 1e-4
+  train.beta_1 = 0.9
+  train.warmup_steps = 1000
+  train.cosine_decay = False  # to zero at num_steps
+  train.grad_clip = 0.0  # global norm of the gradient, 0 for none
+  train.ema_decay = 0.999
+  train.log_every = 100
+  train.sample_every = 5000
+  train.checkpoint_every = 5000
+  train.keep_checkpoints = 3  # the newest ones
+  train.keep_every = 50_000  # and each one at a multiple of this step; 0 for none
+  return config

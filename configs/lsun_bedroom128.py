@@ -1,0 +1,13 @@
+"""LSUN bedroom at 128x128: the published run."""
+
+from configs import default
+
+
+def get_config():
+  config = default.get_config()
+  config.data.name = 'lsun/bedroom'
+  config.data.test_split = 'validation'
+  config.data.image_size = 128
+  config.model.num_res_blocks = 5
+  config.train.beta_1 = 0.5
+  return config

@@ -1,0 +1,194 @@
+"""The configuration: what it leaves open is filled in, what is wrong with it is said at once, where it is kept."""
+
+import json
+import os
+
+import ml_collections
+
+from diffusion_ebm import energy
+from diffusion_ebm import noise_levels
+from diffusion_ebm import optimizer
+from diffusion_ebm import recovery
+from diffusion_ebm.energy import layers
+from diffusion_ebm.errors import UserError
+
+# Widths of the published networks, by image size.
+_CH_MULT = {
+    32: (1, 2, 2, 2), 64: (1, 2, 2, 2, 4), 128: (1, 2, 2, 2, 4, 4), 256: (1, 1, 2, 2, 2, 4, 4)}
+
+# What a run may change when it goes on: everything else makes it another run.
+_FREE = {
+    'data.path', 'data.max_memory_gb', 'data.num_workers', 'model.remat', 'sampling.noise_scale',
+    'sampling.batch_size', 'train.num_steps', 'train.log_every', 'train.sample_every', 'train.checkpoint_every',
+    'train.keep_checkpoints', 'train.keep_every'}
+
+
+def is_vector(config) -> bool:
+  """Whether the data are vectors, not images."""
+  return config.data.name == 'toy2d'
+
+
+def resolve(config) -> ml_collections.ConfigDict:
+  """A copy of the configuration with what it leaves open filled in: `model.ch_mult`."""
+  config = ml_collections.ConfigDict(config)
+  if not config.model.ch_mult:
+    config.model.ch_mult = _CH_MULT.get(config.data.image_size, ())
+  return config
+
+
+def check(config, num_devices: int):
+  """Raises a `UserError` that names everything that is wrong with a resolved configuration."""
+  problems = _problems(config, num_devices)
+  if problems:
+    raise UserError('configuration: ' + '; '.join(problems))
+
+
+def _problems(config, num_devices):
+  data, model, sampling, train = config.data, config.model, config.sampling, config.train
+  problems = []
+
+  def require(holds, message):
+    if not holds:
+      problems.append(message)
+
+  def one_of(name, value, choices):
+    require(value in choices, f'{name} is {value!r}, not one of {", ".join(map(str, choices))}')
+
+  def at_least(name, value, low):
+    require(value >= low, f'{name} is {value}, but must be at least {low}')
+
+  def positive(name, value):
+    require(value > 0, f'{name} is {value}, but must be positive')
+
+  at_least('seed', config.seed, 0)
+  require(data.name, 'data.name is empty: name a data set')
+  positive('data.max_memory_gb', data.max_memory_gb)
+  at_least('data.num_workers', data.num_workers, 0)
+
+  one_of('model.name', model.name, ('resnet', 'mlp'))
+  one_of('model.dtype', model.dtype, tuple(energy.DTYPES))
+  one_of('model.act', model.act, tuple(layers.ACTIVATIONS))
+  at_least('model.ch', model.ch, 4)
+  require(0 <= model.dropout < 1, f'model.dropout is {model.dropout}, not in [0, 1)')
+  if is_vector(config):
+    require(model.name == 'mlp', f'model.name is {model.name!r}, but {data.name} needs mlp')
+    require(not data.random_flip, f'data.random_flip is for images, not for {data.name}')
+    at_least('model.num_layers', model.num_layers, 1)
+    at_least('model.num_frequencies', model.num_frequencies, 0)
+  else:
+    require(model.name != 'mlp', f"model.name is 'mlp', but {data.name} needs resnet")
+    problems += _image_problems(data, model)
+
+  one_of('diffusion.num_levels', config.diffusion.num_levels, noise_levels.NUM_LEVELS)
+  at_least('sampling.num_steps', sampling.num_steps, 1)
+  positive('sampling.step_size', sampling.step_size)
+  one_of('sampling.step_size_rule', sampling.step_size_rule, recovery.STEP_SIZE_RULES)
+  at_least('sampling.noise_scale', sampling.noise_scale, 0)
+  at_least('sampling.batch_size', sampling.batch_size, 1)
+
+  at_least('train.batch_size', train.batch_size, 1)
+  if train.batch_size % num_devices:
+    problems.append(f'train.batch_size is {train.batch_size}, which {num_devices} devices cannot share equally')
+  at_least('train.num_steps', train.num_steps, 0)
+  one_of('train.optimizer', train.optimizer, optimizer.OPTIMIZERS)
+  positive('train.learning_rate', train.learning_rate)
+  require(0 <= train.beta_1 < 1, f'train.beta_1 is {train.beta_1}, not in [0, 1)')
+  at_least('train.warmup_steps', train.warmup_steps, 0)
+  at_least('train.grad_clip', train.grad_clip, 0)
+  require(0 <= train.ema_decay < 1, f'train.ema_decay is {train.ema_decay}, not in [0, 1)')
+  for name in ('log_every', 'sample_every', 'checkpoint_every', 'keep_checkpoints'):
+    at_least(f'train.{name}', train[name], 1)
+  at_least('train.keep_every', train.keep_every, 0)
+  return problems
+
+
+def _image_problems(data, model):
+  problems = []
+  for name, value, choices in (
+      ('data.num_channels', data.num_channels, (1, 3)), ('model.norm', model.norm, layers.NORMS),
+      ('model.final_act', model.final_act, tuple(layers.ACTIVATIONS)),
+      ('model.shortcut', model.shortcut, ('conv', 'nin'))):
+    if value not in choices:
+      problems.append(f'{name} is {value!r}, not one of {", ".join(map(str, choices))}')
+  for name, value in (
+      ('data.image_size', data.image_size), ('model.num_res_blocks', model.num_res_blocks),
+      *(('model.ch_mult', mult) for mult in model.ch_mult)):
+    if not isinstance(value, int) or value < 1:
+      problems.append(f'{name} is {value}, but must be at least 1')
+  factor = 2 ** (len(model.ch_mult) - 1)
+  if not model.ch_mult:
+    known = ', '.join(map(str, _CH_MULT))
+    problems.append(f'model.ch_mult is empty, and image size {data.image_size} has no published one (only {known})')
+  elif data.image_size % factor:
+    problems.append(
+        f'data.image_size is {data.image_size}, not divisible by {factor}, as the {len(model.ch_mult)} resolutions of '
+        f'model.ch_mult need')
+  if model.norm == 'group' and any(model.ch * mult % min(32, model.ch * mult) for mult in model.ch_mult):
+    problems.append(f'model.ch is {model.ch}, whose widths 32 groups cannot share equally (model.norm group)')
+  sizes = [data.image_size // 2**i for i in range(len(model.ch_mult))]
+  for size in model.attention_resolutions:
+    if size not in sizes:
+      problems.append(f'model.attention_resolutions names {size}, but the network has {", ".join(map(str, sizes))}')
+  return problems
+
+
+def _flatten(tree, prefix=''):
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from _flatten(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, list(value) if isinstance(value, tuple) else value
+
+
+def _path(workdir):
+  return os.path.join(workdir, 'config.json')
+
+
+def save(config, workdir):
+  """Writes the configuration to `config.json` in the workdir, whole or not at all."""
+  path = _path(workdir)
+  with open(path + '.tmp', 'w', encoding='utf-8') as file:
+    json.dump(config.to_dict(), file, indent=2)
+    file.write('\n')
+  os.replace(path + '.tmp', path)
+
+
+def load(workdir) -> ml_collections.ConfigDict | None:
+  """The configuration in the workdir's `config.json`, or None if there is none.
+
+  Raises:
+    UserError: the file cannot be read.
+  """
+  try:
+    with open(_path(workdir), encoding='utf-8') as file:
+      saved = json.load(file)
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError) as error:
+    raise UserError(f'{_path(workdir)} cannot be read ({error}): restore it, or use another --workdir') from error
+  sections = {key: {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+              if isinstance(value, dict) else value for key, value in saved.items()}
+  return ml_collections.ConfigDict(sections)
+
+
+def check_same_run(config, workdir, free=()):
+  """Raises a `UserError` that lists the keys in which the workdir's own configuration differs.
+
+  Keys that a run may change when it goes on (intervals, lengths, paths) do not count.
+
+  Args:
+    config: a resolved configuration.
+    workdir: the workdir; without a `config.json` it belongs to nobody.
+    free: further sections or keys that do not count, such as 'train' or 'sampling.num_steps'.
+  """
+  saved = load(workdir)
+  if saved is None:
+    return
+  ours, theirs = dict(_flatten(config.to_dict())), dict(_flatten(saved.to_dict()))
+  skip = _FREE - {'train.num_steps'} if config.train.cosine_decay else _FREE
+  differing = [
+      key for key in sorted(ours.keys() | theirs.keys())
+      if ours.get(key) != theirs.get(key) and key not in skip and key not in free and key.split('.')[0] not in free]
+  if differing:
+    listed = ', '.join(f'{key} ({theirs.get(key)!r} there, {ours.get(key)!r} here)' for key in differing)
+    raise UserError(f'{workdir} belongs to another configuration: {listed}; use another --workdir')

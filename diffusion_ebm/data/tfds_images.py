@@ -1,0 +1,111 @@
+"""Image data sets of TensorFlow Datasets (TFDS)."""
+
+import numpy as np
+
+from diffusion_ebm.data import encoded
+from diffusion_ebm.data.decode import check_channels, fit, to_mode
+from diffusion_ebm.data.source import ArraySource
+from diffusion_ebm.data.tfds_prepare import prepare
+from diffusion_ebm.errors import UserError
+
+_KNOWN = (
+  'mnist', 'cifar10', 'cifar100', 'svhn_cropped', 'celeb_a', 'lsun/church', 'lsun/bedroom',
+  'celeb_a_hq/128', 'celeb_a_hq/256',
+)
+_TFDS_NAMES = {'lsun/church': 'lsun/church_outdoor'}
+
+
+def load(data, split):
+  """Loads one split of a data set, which is downloaded and prepared when it is first used.
+
+  Images are cut to the middle square and resized; 28x28 ones become 32x32 by a frame of zeros.
+  They are decoded into memory where all fit, otherwise whenever they are read.
+
+  Args:
+    data: the `data` section of a configuration; `data.path` is the TFDS data directory, or ''.
+    split: 'train' or 'test'; `data.train_split` or `data.test_split` is its name in TFDS.
+
+  Returns:
+    A source of shape (image_size, image_size, num_channels).
+
+  Raises:
+    UserError: there is no such data set or split, it cannot be prepared, or holds no images.
+  """
+  check_channels(data)
+  builder = _builder(data)
+  feature = _image_feature(builder, data.name)
+  prepare(builder)
+  examples = _examples(builder, data, split)
+  padded = data.image_size == 32 and tuple(feature.shape[:2]) == (28, 28)
+  labels = np.zeros(len(examples), np.int64) if 'label' in builder.info.features else None
+
+  def read(number):
+    example = examples[number]
+    if labels is not None:
+      labels[number] = example['label']
+    return _to_size(example['image'], padded, data), feature.shape[-1] == 3
+
+  def find_labels():
+    return None if labels is None else np.array([int(e['label']) for e in examples])
+
+  shape = (data.image_size, data.image_size, data.num_channels)
+  if not encoded.fits_memory(len(examples), shape, data.max_memory_gb):
+    numbers = np.arange(len(examples))
+    return encoded.on_demand(read, numbers, shape, find_labels, data.num_workers)
+  images, _, failures = encoded.decode_all(read, len(examples), shape, data.num_workers, keep=True)
+  if failures:
+    number, error = next(iter(failures.items()))
+    raise UserError(
+      f'{len(failures)} images of {data.name} cannot be read (number {number}: {error}): remove '
+      f'{builder.data_dir} to have it prepared anew'
+    ) from error
+  return ArraySource(images, labels)
+
+
+def _builder(data):
+  import tensorflow_datasets as tfds
+
+  name = _TFDS_NAMES.get(data.name, data.name)
+  try:
+    return tfds.builder(name, data_dir=data.path or None, file_format='array_record')
+  except (tfds.core.DatasetNotFoundError, ValueError) as error:
+    raise UserError(
+      f'no data set is called {data.name!r}: set --config.data.name to digits, toy2d, images, '
+      f'{", ".join(_KNOWN)}, or another image data set of TFDS'
+    ) from error
+
+
+def _image_feature(builder, name):
+  """The TFDS feature called 'image', of 8-bit images."""
+  import tensorflow_datasets as tfds
+
+  features = builder.info.features
+  feature = features['image'] if 'image' in features else None
+  if not isinstance(feature, tfds.features.Image) or feature.np_dtype != np.uint8:
+    raise UserError(
+      f"{name} has no 8-bit images in a feature called 'image' (its features: "
+      f'{", ".join(features)}): set --config.data.name to an image data set'
+    )
+  return feature
+
+
+def _examples(builder, data, split):
+  name = data.train_split if split == 'train' else data.test_split
+  try:
+    examples = builder.as_data_source(name)
+    len(examples)
+  except (ValueError, KeyError) as error:
+    raise UserError(
+      f'{data.name} has no split {name!r}: set --config.data.{split}_split to one of '
+      f'{", ".join(builder.info.splits)}'
+    ) from error
+  return examples
+
+
+def _to_size(array, padded, data):
+  from PIL import Image
+
+  if padded:
+    array = np.pad(array, ((2, 2), (2, 2), (0, 0)))
+  image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+  return fit(to_mode(image, data.num_channels), data.image_size)

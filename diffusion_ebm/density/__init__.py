@@ -1,0 +1,1 @@
+"""Densities: what the energies are once they are normalised."""

@@ -1,0 +1,73 @@
+"""Densities of two-dimensional models, normalised by quadrature on a grid, beside the exact ones."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import special
+
+from diffusion_ebm import energy
+from diffusion_ebm import recovery
+
+# At the noisiest level the data have a standard deviation of one.
+HALF_WIDTH = 5.0
+
+
+def make_grid(size: int = 500) -> tuple[np.ndarray, float]:
+  """Midpoints of `size` x `size` cells of the square [-5, 5]^2.
+
+  Returns:
+    `(points, area)`: (size * size, 2) float64, the second coordinate running fastest, and the area of a cell.
+  """
+  width = 2 * HALF_WIDTH / size
+  axis = (np.arange(size) + 0.5) * width - HALF_WIDTH
+  return np.stack(np.meshgrid(axis, axis, indexing='ij'), -1).reshape(-1, 2), width**2
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _f(network, num_models, weights, points):
+  def at(t):
+    return energy.at_level(network, weights, jnp.full(len(points), t))(points)
+
+  return jax.lax.map(at, jnp.arange(num_models))
+
+
+def model_log_densities(levels: recovery.Levels, network, weights, points, area: float) -> np.ndarray:
+  """Log density of each level's model of `y_t`, normalised over the grid.
+
+  Args:
+    levels: the levels.
+    network: the energy network.
+    weights: its normalised parameters.
+    points: of `make_grid`, (N, 2).
+    area: of a cell.
+
+  Returns:
+    (T, N) float64, in nats.
+  """
+  f = np.asarray(_f(network, levels.num_models, weights, jnp.asarray(points, jnp.float32)), np.float64)
+  log_density = f / levels.step_variance[:, None]
+  return log_density - special.logsumexp(log_density, axis=1, keepdims=True) - np.log(area)
+
+
+def exact_log_densities(levels: recovery.Levels, distribution, points) -> np.ndarray:
+  """Log density of `y_t = a_{t+1} x_t` for diffused data.
+
+  Args:
+    levels: the levels.
+    distribution: with `log_density(points, a, sigma)`, that of `a x + sigma eps` for data x.
+    points: (N, 2).
+
+  Returns:
+    (T, N) float64, in nats.
+  """
+  noise = levels.noise
+  return np.stack([
+      distribution.log_density(points, a * noise.a_cum[t], a * noise.sigma_cum[t])
+      for t, a in enumerate(noise.a_y[1:])])
+
+
+def kl(exact, model, area: float) -> np.ndarray:
+  """KL(exact || model) of log densities (T, N) on a grid: (T,), in nats."""
+  return np.sum(np.exp(exact) * (np.maximum(exact, -1e30) - model), axis=1) * area

@@ -1,0 +1,153 @@
+"""Layers of the energy networks: convolution, normalisation, attention, dropout, the embedding of the level."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from diffusion_ebm.energy.conv import conv2d
+
+ACTIVATIONS: dict[str, Callable] = {
+    'lrelu': lambda x: nn.leaky_relu(x, 0.2),
+    'swish': nn.swish,
+    'relu': nn.relu,
+}
+NORMS = ('none', 'batch', 'group', 'instance')
+
+
+def kernel_init(scale: float = 1.0):
+  """Variance scaling, fan average, uniform; a scale of zero means nearly zero (variance 1e-10)."""
+  return nn.initializers.variance_scaling(scale or 1e-10, 'fan_avg', 'uniform')
+
+
+class Conv(nn.Module):
+  """3x3 convolution with bias and, optionally, a learned scale of each channel after the bias.
+
+  (B, H, W, C) to (B, H / stride, W / stride, features).
+  """
+  features: int
+  stride: int = 1
+  init_scale: float = 1.0
+  use_scale: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    kernel = self.param('kernel', kernel_init(self.init_scale), (3, 3, x.shape[-1], self.features))
+    bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
+    x = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride) + bias.astype(self.dtype)
+    if self.use_scale:
+      x = x * self.param('scale', nn.initializers.ones_init(), (self.features,)).astype(self.dtype)
+    return x
+
+
+def dense(features: int, name: str, init_scale: float = 1.0, dtype=jnp.float32) -> nn.Dense:
+  """A linear map of the last axis with the network's initialisation."""
+  return nn.Dense(features, kernel_init=kernel_init(init_scale), dtype=dtype, name=name)
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation by the statistics of the batch at hand, in training and in sampling alike.
+
+  As in the published implementation there are no running averages: an image's energy depends on its batch. With an
+  `axis_name` the statistics are those of the batch over all devices.
+  """
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.param('scale', nn.initializers.ones_init(), x.shape[-1:])
+    bias = self.param('bias', nn.initializers.zeros_init(), x.shape[-1:])
+    h = x.astype(jnp.float32)
+    mean, square = jnp.mean(h, (0, 1, 2)), jnp.mean(h**2, (0, 1, 2))
+    if self.axis_name is not None:
+      mean, square = lax.pmean((mean, square), self.axis_name)
+    return ((h - mean) * lax.rsqrt(square - mean**2 + 1e-3) * scale + bias).astype(x.dtype)
+
+
+def norm(kind: str, x, name: str, axis_name: str | None = None):
+  """Normalises (B, H, W, C): `kind` is one of `NORMS`; the constants are the published ones."""
+  if kind == 'none':
+    return x
+  if kind == 'batch':
+    return BatchNorm(axis_name, name=name)(x)
+  if kind == 'group':
+    return nn.GroupNorm(min(32, x.shape[-1]), epsilon=1e-6, dtype=x.dtype, name=name)(x)
+  return nn.InstanceNorm(epsilon=1e-3, dtype=x.dtype, name=name)(x)
+
+
+class Attention(nn.Module):
+  """Self-attention over the pixels with one head; its output starts at zero. (B, H, W, C) to the same."""
+  norm: str = 'none'
+  axis_name: str | None = None
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    batch, height, width, channels = x.shape
+    h = norm(self.norm, x, 'norm', self.axis_name).reshape(batch, height * width, channels)
+    q, k, v = (dense(channels, f'attn_{name}', dtype=self.dtype)(h) for name in 'qkv')
+    logits = jnp.einsum('bic,bjc->bij', q, k) * channels**-0.5
+    weights = nn.softmax(logits.astype(jnp.float32)).astype(self.dtype)
+    h = jnp.einsum('bij,bjc->bic', weights, v)
+    return x + dense(channels, 'attn_proj_out', 0.0, self.dtype)(h).reshape(x.shape)
+
+
+def dropout(x, rate: float, keys):
+  """Dropout whose mask depends on each example's own key alone.
+
+  Args:
+    x: (B, ...).
+    rate: probability of a zero, in [0, 1).
+    keys: one key for each example, (B,); None leaves `x` as it is.
+
+  Returns:
+    Like `x`.
+  """
+  if keys is None or rate == 0.0:
+    return x
+  keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+  return jnp.where(keep, x / (1 - rate), 0)
+
+
+def sinusoidal_embedding(t, size: int):
+  """Sines, then cosines, of the integer level at `size / 2` frequencies from 1 to 1e-4.
+
+  Args:
+    t: levels, int (B,).
+    size: length of the embedding, at least 4; an odd one ends with a zero.
+
+  Returns:
+    (B, size) float32.
+
+  Source: Vaswani et al. 2017, section 3.5, in the variant of Ho et al. 2020.
+  """
+  half = size // 2
+  frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half) / (half - 1))
+  angles = t.astype(jnp.float32)[:, None] * frequencies
+  embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+  return jnp.pad(embedding, ((0, 0), (0, size % 2)))
+
+
+class LevelEmbedding(nn.Module):
+  """What the network knows of the level: one vector for each layer that listens to it.
+
+  Attributes:
+    size: of the sinusoidal embedding; the hidden layers have four times as many units.
+    outputs: name and length of each vector.
+    act: name of the activation.
+  """
+  size: int
+  outputs: tuple[tuple[str, int], ...]
+  act: str = 'lrelu'
+
+  @nn.compact
+  def __call__(self, t):
+    """Levels, int (B,), to a dictionary of float32 vectors (B, length)."""
+    act = ACTIVATIONS[self.act]
+    h = dense(4 * self.size, 'dense_0')(sinusoidal_embedding(t, self.size))
+    h = act(dense(4 * self.size, 'dense_1')(act(h)))
+    return {name: dense(length, name)(h) for name, length in self.outputs}

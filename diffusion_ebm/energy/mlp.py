@@ -1,0 +1,69 @@
+"""An energy network for vectors."""
+
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_ebm.energy import layers
+
+
+class Trunk(nn.Module):
+  """Everything that depends on the vector. The fields are those of `MLP`."""
+  ch: int
+  num_layers: int
+  num_frequencies: int
+  act: str
+  dropout: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, y, level, dropout_keys):
+    act = layers.ACTIVATIONS[self.act]
+    # Waves of the coordinates resolve detail that a plain network learns slowly (Tancik et al. 2020).
+    angles = (jnp.pi * 2.0 ** jnp.arange(self.num_frequencies) * y[..., None]).reshape(len(y), -1)
+    h = jnp.concatenate([y, jnp.sin(angles), jnp.cos(angles)], axis=1).astype(self.dtype)
+    h = layers.dense(self.ch, 'dense_in', dtype=self.dtype)(h)
+    for i in range(self.num_layers):
+      h = act(h + level[f'layer_{i}'].astype(self.dtype))
+      keys = None if dropout_keys is None else jax.vmap(lambda key, n=i: jax.random.fold_in(key, n))(dropout_keys)
+      h = layers.dropout(h, self.dropout, keys)
+      h = layers.dense(self.ch, f'dense_{i}', dtype=self.dtype)(h)
+    return jnp.sum(act(h).astype(jnp.float32) * level['head'], axis=1)
+
+
+class MLP(nn.Module):
+  """The negative energy f(y, t) of vectors, up to the level's temperature; higher is more likely.
+
+  Attributes:
+    ch: width of the hidden layers, and size of the level's embedding.
+    num_layers: hidden layers.
+    num_frequencies: waves `sin` and `cos` of `2^k pi y`, k = 0 .. num_frequencies - 1, beside each coordinate.
+    act: activation, 'swish', 'lrelu' or 'relu'.
+    dropout: rate after each hidden activation.
+    dtype: of the hidden layers; parameters, level embedding and head are float32.
+  """
+  ch: int = 128
+  num_layers: int = 3
+  num_frequencies: int = 0
+  act: str = 'swish'
+  dropout: float = 0.0
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    hidden = tuple((f'layer_{i}', self.ch) for i in range(self.num_layers))
+    self.embedding = layers.LevelEmbedding(self.ch, (*hidden, ('head', self.ch)), self.act)
+    self.trunk = Trunk(self.ch, self.num_layers, self.num_frequencies, self.act, self.dropout, self.dtype)
+
+  def embed(self, t):
+    """Everything that depends on the level alone; `t` is int (B,)."""
+    return self.embedding(t)
+
+  def f(self, y, level, dropout_keys=None):
+    """f of vectors `y` (B, D), given `level = embed(t)`: float32 (B,)."""
+    return self.trunk(y, level, dropout_keys)
+
+  def __call__(self, y, t, dropout_keys=None):
+    """f(y, t) of vectors (B, D) at levels int (B,): float32 (B,)."""
+    return self.f(y, self.embed(t), dropout_keys)

@@ -1,0 +1,47 @@
+"""Weights named as in the published implementation, brought into this project's networks."""
+
+import re
+
+from flax import traverse_util
+import numpy as np
+
+_EMBEDDING = {'temb_dense_0': 'dense_0', 'temb_dense_1': 'dense_1', 'temb_dense_out': 'head'}
+
+
+def _path(layer: str) -> tuple[str, ...]:
+  """Where a published layer lives among the parameters of `ResNet`."""
+  if layer in _EMBEDDING:
+    return 'embedding', _EMBEDDING[layer]
+  if match := re.fullmatch(r'(level_\d+)/(block_\d+)/(\w+)', layer):
+    block = f'{match[1]}_{match[2]}'
+    if match[3] == 'temb_proj':
+      return 'embedding', block
+    return ('body', block, *(('attention',) if match[3].startswith('attn_') else ()), match[3])
+  return 'body', layer.replace('/', '_')
+
+
+def from_published(arrays: dict[str, np.ndarray]):
+  """Turns a flat dictionary of published weights into parameters of `ResNet`.
+
+  Args:
+    arrays: `<layer>/kernel`, `<layer>/bias`, `<layer>/scale` and, for the spectrally normalised layers, `<layer>/u`;
+      the layers are `temb_dense_0`, `temb_dense_1`, `temb_dense_out`, `conv_in`, `level_i/downsample` and
+      `level_i/block_j/` followed by `conv_1`, `conv_2`, `temb_proj`, `shortcut`, `attn_q`, `attn_k`, `attn_v` or
+      `attn_proj_out`. Kernels are HWIO or (in, out).
+
+  Returns:
+    `(params, spectral)`: the raw parameters, and the vectors of the power iteration (empty if there are none).
+
+  Raises:
+    ValueError: for an array whose name is none of these.
+  """
+  params, spectral = {}, {}
+  for name, value in arrays.items():
+    layer, _, kind = name.rpartition('/')
+    if kind in ('kernel', 'bias', 'scale'):
+      params[(*_path(layer), kind)] = np.asarray(value)
+    elif kind == 'u':
+      spectral[(*_path(layer), 'kernel')] = np.asarray(value)
+    else:
+      raise ValueError(f'{name} is not a weight: its last part is not one of kernel, bias, scale, u')
+  return traverse_util.unflatten_dict(params), traverse_util.unflatten_dict(spectral)

@@ -1,0 +1,115 @@
+"""Noise levels: the forward process and its constants.
+
+The forward process is `x_{t+1} = a_{t+1} x_t + sigma_{t+1} eps` with `a = sqrt(1 - sigma^2)`, and the model at
+level t sees `y_t = a_{t+1} x_t`, so that `x_{t+1} = y_t + sigma_{t+1} eps`.
+
+Source: Gao et al. 2021, section 3.2 and appendix; the constants of the published implementation.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+NUM_LEVELS = (6, 1000)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseLevels:
+  """Constants of a diffusion with T energy-based models, t = 0 .. T-1.
+
+  Every array is float64 of shape (T + 1,), indexed by the level of the noisy variable: index 0 is the data with a
+  little noise (sigma 0.01), index T is nearly white noise.
+
+  Attributes:
+    sigma: noise added on the way to this level.
+    a: `sqrt(1 - sigma^2)`, the shrinkage on the way to this level.
+    a_cum: product of `a` up to this level; `x_t = a_cum x + sigma_cum eps`.
+    sigma_cum: `sqrt(1 - a_cum^2)`.
+    a_y: what turns `x_t` into `y_t = a_y[t + 1] x_t`: `a`, but 1 at the last level.
+    is_recovery: 1, but 0 at the last level, where the model is a marginal one and has no quadratic term.
+  """
+  sigma: np.ndarray
+  a: np.ndarray
+  a_cum: np.ndarray
+  sigma_cum: np.ndarray
+  a_y: np.ndarray
+  is_recovery: np.ndarray
+
+  @property
+  def num_models(self) -> int:
+    """T, the number of energy-based models."""
+    return len(self.sigma) - 1
+
+
+def from_retention(a) -> NoiseLevels:
+  """Noise levels from the shrinkage `a` of each step, shape (T + 1,), in (0, 1)."""
+  a = np.asarray(a, np.float64)
+  a_cum = np.cumprod(a)
+  return NoiseLevels(
+      sigma=np.sqrt(1 - a**2), a=a, a_cum=a_cum, sigma_cum=np.sqrt(1 - a_cum**2),
+      a_y=np.append(a[:-1], 1.0), is_recovery=np.append(np.ones(len(a) - 1), 0.0))
+
+
+def make_noise_levels(num_levels: int) -> NoiseLevels:
+  """The paper's T6 (`num_levels` 6: six models) or T1k (1000: every step of the base, 999 models).
+
+  Args:
+    num_levels: 6 or 1000.
+
+  Returns:
+    The constants, of length 7 or 1000.
+
+  Raises:
+    ValueError: for any other number.
+
+  Source: Gao et al. 2021, appendix; base of 1000 betas, linear from 1e-4 to 0.02 (Ho et al. 2020).
+  """
+  retention = np.sqrt(1 - np.linspace(1e-4, 0.02, 1000))
+  if num_levels == 1000:
+    return from_retention(retention)
+  if num_levels != 6:
+    raise ValueError(f'num_levels is {num_levels}, not one of {NUM_LEVELS}')
+  kept = [0, 100, 200, 300, 400, 500, 999]
+  cum = np.cumprod(retention)[kept]
+  return from_retention(cum / np.append(1.0, cum[:-1]))
+
+
+def at(values: np.ndarray, t, like):
+  """`values[t]` as float32, shaped to broadcast against `like`: (B,) levels to (B, 1, ..., 1)."""
+  picked = jnp.asarray(values, jnp.float32)[t]
+  return picked.reshape(picked.shape + (1,) * (like.ndim - picked.ndim))
+
+
+def diffuse(levels: NoiseLevels, x, t, eps):
+  """`x_t = a_cum_t x + sigma_cum_t eps`: data at level t.
+
+  Args:
+    levels: the noise levels.
+    x: data, (B, ...), in [-1, 1] for images.
+    t: levels, int (B,) in 0..T.
+    eps: standard normal noise like `x`.
+
+  Returns:
+    `x_t`, like `x`.
+  """
+  return at(levels.a_cum, t, x) * x + at(levels.sigma_cum, t, x) * eps
+
+
+def diffuse_pair(levels: NoiseLevels, x, t, eps_t, eps_next):
+  """The neighbours `(x_t, x_{t+1})` that recovery likelihood learns from.
+
+  Args:
+    levels: the noise levels.
+    x: data, (B, ...).
+    t: levels, int (B,) in 0..T-1.
+    eps_t: standard normal noise of `x_t`, like `x`.
+    eps_next: standard normal noise of the step from `x_t` to `x_{t+1}`, like `x`.
+
+  Returns:
+    `(x_t, x_{t+1})`, each like `x`.
+
+  Source: Gao et al. 2021, equation 12.
+  """
+  x_t = diffuse(levels, x, t, eps_t)
+  return x_t, at(levels.a, t + 1, x) * x_t + at(levels.sigma, t + 1, x) * eps_next

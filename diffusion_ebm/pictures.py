@@ -1,0 +1,126 @@
+"""Pictures of samples, as uint8 arrays (H, W, 3) and PNG files."""
+
+import math
+import os
+
+import numpy as np
+
+from diffusion_ebm.density import grid as density_grid
+
+# Small images are enlarged by whole pixels up to about this size.
+_TILE = 40
+
+
+def save_png(path, picture: np.ndarray):
+  """Writes a picture, whole or not at all."""
+  from PIL import Image
+
+  Image.fromarray(picture).save(path + '.tmp', format='PNG')
+  os.replace(path + '.tmp', path)
+
+
+def image_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+  """A grid of images, uint8 (N, H, W, 1 or 3), row by row; square unless `columns` is given."""
+  columns = columns or math.ceil(math.sqrt(len(images)))
+  rows = math.ceil(len(images) / columns)
+  factor = max(1, round(_TILE / images.shape[2]))
+  images = np.repeat(images, 3 // images.shape[3], axis=3).repeat(factor, axis=1).repeat(factor, axis=2)
+  _, height, width, _ = images.shape
+  picture = np.full((rows, columns, height + 2, width + 2, 3), 255, np.uint8)
+  picture.reshape(-1, *picture.shape[2:])[:len(images), 1:-1, 1:-1] = images
+  return picture.swapaxes(1, 2).reshape(rows * (height + 2), columns * (width + 2), 3)
+
+
+def image_levels(generated: np.ndarray, data: np.ndarray, levels: tuple[int, ...]) -> np.ndarray:
+  """Generated images above diffused data, from white noise on the left to the result on the right.
+
+  Args:
+    generated: uint8 (L, N, H, W, C).
+    data: likewise.
+    levels: the level of each of the L.
+
+  Returns:
+    A picture.
+  """
+  from PIL import Image
+  from PIL import ImageDraw
+  from PIL import ImageFont
+
+  gap, font = 18, ImageFont.load_default(13)
+  rows = [[image_grid(images) for images in part[::-1]] for part in (generated, data)]
+  height, width, _ = rows[0][0].shape
+  canvas = Image.new('RGB', (len(levels) * (width + 4), 2 * (height + gap)), 'white')
+  draw = ImageDraw.Draw(canvas)
+  for row, (name, tiles) in enumerate(zip(('generated', 'data'), rows, strict=True)):
+    for column, (tile, level) in enumerate(zip(tiles, levels[::-1], strict=True)):
+      corner = (column * (width + 4), row * (height + gap))
+      draw.text((corner[0] + 2, corner[1] + 1), f'{name}, level {level}', 'black', font)
+      canvas.paste(Image.fromarray(tile), (corner[0], corner[1] + gap))
+  return np.asarray(canvas)
+
+
+def _figure(rows: int, columns: int):
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(2 * columns, 2.1 * rows), dpi=80, layout='constrained')
+  FigureCanvasAgg(figure)
+  return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _to_array(figure) -> np.ndarray:
+  figure.canvas.draw()
+  return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+
+
+def _points(axes, points, radius):
+  axes.plot(points[:, 0], points[:, 1], ',', color='black')
+  axes.set(xlim=(-radius, radius), ylim=(-radius, radius), xticks=[], yticks=[], aspect='equal')
+
+
+def point_cloud(points: np.ndarray) -> np.ndarray:
+  """A picture of two-dimensional points, (N, 2)."""
+  figure, axes = _figure(1, 1)
+  figure.set_size_inches(5, 5)
+  _points(axes[0, 0], points, 1.6)
+  return _to_array(figure)
+
+
+def point_levels(generated, data, levels: tuple[int, ...], model_log_density=None, exact_log_density=None,
+                 kl=None) -> np.ndarray:
+  """Two-dimensional samples, diffused data and, where given, densities, from white noise to the result.
+
+  Args:
+    generated: (L, N, 2).
+    data: likewise.
+    levels: the level of each of the L.
+    model_log_density: normalised log density of the models on `density.grid.make_grid`, (T, size * size).
+    exact_log_density: the exact one, likewise.
+    kl: KL(exact || model) of each model, (T,), in nats.
+
+  Returns:
+    A picture; the densities are those of `y_t = a_{t+1} x_t`, all models of a level on one scale.
+  """
+  radius = 1.6
+  with_density = model_log_density is not None
+  figure, axes = _figure(4 if with_density else 2, len(levels))
+  for column, level in enumerate(levels[::-1]):
+    for row, (name, part) in enumerate((('generated', generated), ('data', data))):
+      wide = radius if level == 0 else 2 * radius
+      _points(axes[row, column], part[len(levels) - 1 - column], wide)
+      axes[row, column].set_title(f'{name}, level {level}', fontsize=9)
+    if not with_density:
+      continue
+    for row, (name, log_density) in enumerate((('learned', model_log_density), ('exact', exact_log_density)), 2):
+      if level == len(log_density):  # white noise has no model
+        axes[row, column].axis('off')
+        continue
+      size = math.isqrt(log_density.shape[1])
+      edge = density_grid.HALF_WIDTH
+      axes[row, column].imshow(
+          np.exp(log_density[level]).reshape(size, size).T, origin='lower', extent=(-edge, edge, -edge, edge),
+          vmin=0, vmax=np.exp(exact_log_density[level].max()), cmap='magma')
+      axes[row, column].set(xlim=(-wide, wide), ylim=(-wide, wide), xticks=[], yticks=[])
+      title = f'learned, KL {kl[level]:.3f}' if row == 2 else name
+      axes[row, column].set_title(title, fontsize=9)
+  return _to_array(figure)

@@ -1,0 +1,156 @@
+"""One training step as a pure function of the state and a batch."""
+
+import dataclasses
+from typing import Any
+
+from flax import struct
+import jax
+from jax import lax
+import jax.numpy as jnp
+import optax
+
+from diffusion_ebm import energy
+from diffusion_ebm import langevin
+from diffusion_ebm import noise_levels
+from diffusion_ebm import optimizer
+from diffusion_ebm import recovery
+from diffusion_ebm.energy import spectral_norm
+
+
+class TrainState(struct.PyTreeNode):
+  """All that a training step changes.
+
+  Attributes:
+    step: number of updates done, int32.
+    params: the network's raw parameters.
+    ema_params: their exponential moving average.
+    opt_state: the optimiser's.
+    spectral: vectors of the power iteration; empty without spectral normalisation.
+  """
+  step: Any
+  params: Any
+  ema_params: Any
+  opt_state: Any
+  spectral: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+  """Constants of the training step.
+
+  Attributes:
+    seed: of all random numbers.
+    num_langevin_steps: K.
+    ema_decay: of the parameters' moving average.
+    random_flip: mirror each image with probability 1/2.
+  """
+  seed: int
+  num_langevin_steps: int
+  ema_decay: float
+  random_flip: bool
+
+
+def init_state(key, network, tx: optax.GradientTransformation, example, use_spectral_norm: bool) -> TrainState:
+  """The state before the first step.
+
+  Args:
+    key: a random key.
+    network: the energy network, not bound to devices.
+    tx: the optimiser.
+    example: one example, (H, W, C) or (D,).
+    use_spectral_norm: normalise the kernels by their spectral norm.
+
+  Returns:
+    The state.
+  """
+  init_key, spectral_key = jax.random.split(key)
+  y = jnp.zeros((1, *example.shape), jnp.float32)
+  params = network.init(init_key, y, jnp.zeros(1, jnp.int32))['params']
+  return TrainState(
+      step=jnp.zeros([], jnp.int32), params=params, ema_params=jax.tree.map(jnp.copy, params),
+      opt_state=tx.init(params), spectral=spectral_norm.init(spectral_key, params) if use_spectral_norm else {})
+
+
+def to_unit_range(batch):
+  """uint8 images to float32 in [-1, 1]; float vectors as they are."""
+  return batch.astype(jnp.float32) / 127.5 - 1 if batch.dtype == jnp.uint8 else batch
+
+
+def _random_flip(keys, x):
+  flip = jax.vmap(jax.random.bernoulli)(keys)
+  return jnp.where(flip[:, None, None, None], x[:, :, ::-1], x)
+
+
+def train_step(
+    state: TrainState, batch, index, *, network, levels: recovery.Levels, tx: optax.GradientTransformation,
+    settings: StepSettings, axis_name: str | None = None):
+  """One update from a batch of data.
+
+  Every random number depends on the seed, the step and the example's index in the global batch alone.
+
+  Args:
+    state: before the step.
+    batch: data, (B, H, W, C) uint8 or (B, D) float32.
+    index: each example's index in the global batch, int (B,).
+    network: the energy network.
+    levels: the noise levels and step sizes.
+    tx: the optimiser.
+    settings: constants of the step.
+    axis_name: of the devices over which gradients are averaged, if any.
+
+  Returns:
+    `(state, metrics)`: the state after the step, and for the global batch `loss`, `grad_norm`, `grad_max`, and the
+    sums over the examples of each level (T,) `level_count`, `level_loss` (absolute), `level_f` (absolute, of the
+    data) and `level_displacement` (distance that the chain moved).
+
+  Source: Gao et al. 2021, algorithm 1.
+  """
+  # Random numbers of each example.
+  step_key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+  keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(step_key, i), 6))(index)
+  level_keys, flip_keys, now_keys, next_keys, chain_keys, dropout_keys = jnp.moveaxis(keys, 1, 0)
+
+  # Data at a random level, and at the next one.
+  x = to_unit_range(batch)
+  if settings.random_flip:
+    x = _random_flip(flip_keys, x)
+  shape = x.shape[1:]
+  t = jax.vmap(lambda key: jax.random.randint(key, (), 0, levels.num_models))(level_keys)
+  normal = jax.vmap(lambda key: jax.random.normal(key, shape))
+  x_pos, x_next = noise_levels.diffuse_pair(levels.noise, x, t, normal(now_keys), normal(next_keys))
+
+  # Negatives: the chain from the noisier data. The kernels are normalised once.
+  spectral = spectral_norm.iterate(state.params, state.spectral)
+  weights = spectral_norm.normalise(state.params, spectral)
+  f = energy.at_level(network, weights, t, dropout_keys)
+  noise = langevin.normal_noise(chain_keys, shape)
+  x_neg = lax.stop_gradient(
+      recovery.sample_conditional(levels, f, x_next, t, noise, settings.num_langevin_steps))
+
+  # Loss and gradient.
+  def mean_loss(params):
+    weights = spectral_norm.normalise(params, spectral)
+    f = energy.at_level(network, weights, jnp.tile(t, 2), jnp.tile(dropout_keys, 2))
+    loss, f_pos = recovery.recovery_loss(levels, f, x_pos, x_neg, t)
+    return jnp.mean(loss), (loss, f_pos)
+
+  (mean, (loss, f_pos)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+  moved = jnp.sqrt(jnp.sum((x_neg - x_next)**2, axis=tuple(range(1, x.ndim))))
+  by_level = {
+      'level_count': jnp.ones_like(loss), 'level_loss': jnp.abs(loss), 'level_f': jnp.abs(f_pos),
+      'level_displacement': moved}
+  by_level = {name: jax.ops.segment_sum(value, t, levels.num_models) for name, value in by_level.items()}
+  if axis_name is not None:
+    mean, grads = lax.pmean((mean, grads), axis_name)
+    by_level = lax.psum(by_level, axis_name)
+
+  # Update, then the moving average.
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  metrics = by_level | {
+      'loss': mean, 'grad_norm': optax.global_norm(grads),
+      'grad_max': jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in jax.tree.leaves(grads)]))}
+  return TrainState(
+      step=state.step + 1, params=params,
+      ema_params=optimizer.ema_update(state.ema_params, params, settings.ema_decay),
+      opt_state=opt_state, spectral=spectral), metrics
