@@ -38,6 +38,7 @@ def get_config():
   model.remat = False  # recompute activations in the backward pass: less memory, more time
   model.num_layers = 3  # mlp: hidden layers
   model.num_frequencies = 0  # mlp: sines and cosines of 2^k pi y beside the coordinates
+  model.output_scale = 1.0  # mlp: factor of the output; about the s_t^2 of the cleanest level
 
   config.diffusion = ml_collections.ConfigDict()
   config.diffusion.num_levels = 6  # 6 (T6) or 1000 (T1k)
@@ -45,7 +46,7 @@ def get_config():
   config.sampling = sampling = ml_collections.ConfigDict()
   sampling.num_steps = 30  # K, Langevin steps at each level, in training and in generation
   sampling.step_size = 2e-4  # b^2
-  sampling.step_size_rule = 'cumulative'  # s_t^2 = b^2 sigma_{t+1}^2, times sbar_t / sbar_0 if cumulative; or conditional
+  sampling.step_size_rule = 'cumulative'  # or conditional: s_t^2 = b^2 sigma_{t+1}^2, without sbar_t / sbar_0
   sampling.noise_scale = 0.99  # eta in generation; training always uses 1
   sampling.batch_size = 256  # samples drawn at once, over all devices
 

@@ -5,10 +5,7 @@ import os
 
 import ml_collections
 
-from diffusion_ebm import energy
-from diffusion_ebm import noise_levels
-from diffusion_ebm import optimizer
-from diffusion_ebm import recovery
+from diffusion_ebm import energy, noise_levels, optimizer, recovery
 from diffusion_ebm.energy import layers
 from diffusion_ebm.errors import UserError
 
@@ -75,6 +72,7 @@ def _problems(config, num_devices):
     require(not data.random_flip, f'data.random_flip is for images, not for {data.name}')
     at_least('model.num_layers', model.num_layers, 1)
     at_least('model.num_frequencies', model.num_frequencies, 0)
+    positive('model.output_scale', model.output_scale)
   else:
     require(model.name != 'mlp', f"model.name is 'mlp', but {data.name} needs resnet")
     problems += _image_problems(data, model)

@@ -9,10 +9,8 @@ from collections.abc import Iterable, Iterator
 
 import jax
 from jax import lax
-from jax.sharding import Mesh
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 AXIS = 'devices'

@@ -42,9 +42,7 @@ def image_levels(generated: np.ndarray, data: np.ndarray, levels: tuple[int, ...
   Returns:
     A picture.
   """
-  from PIL import Image
-  from PIL import ImageDraw
-  from PIL import ImageFont
+  from PIL import Image, ImageDraw, ImageFont
 
   gap, font = 18, ImageFont.load_default(13)
   rows = [[image_grid(images) for images in part[::-1]] for part in (generated, data)]

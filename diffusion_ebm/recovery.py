@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import langevin
-from diffusion_ebm import noise_levels
+from diffusion_ebm import langevin, noise_levels
 from diffusion_ebm.noise_levels import at
 
 STEP_SIZE_RULES = ('cumulative', 'conditional')

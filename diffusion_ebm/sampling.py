@@ -8,10 +8,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import energy
-from diffusion_ebm import langevin
-from diffusion_ebm import noise_levels
-from diffusion_ebm import recovery
+from diffusion_ebm import energy, langevin, noise_levels, recovery
 
 
 def shown_levels(num_models: int) -> tuple[int, ...]:

@@ -9,11 +9,7 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
-from diffusion_ebm import energy
-from diffusion_ebm import langevin
-from diffusion_ebm import noise_levels
-from diffusion_ebm import optimizer
-from diffusion_ebm import recovery
+from diffusion_ebm import energy, langevin, noise_levels, optimizer, recovery
 from diffusion_ebm.energy import spectral_norm
 
 
@@ -148,7 +144,7 @@ def train_step(
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   metrics = by_level | {
-      'loss': mean, 'grad_norm': optax.global_norm(grads),
+      'loss': mean, 'grad_norm': optax.tree.norm(grads),
       'grad_max': jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in jax.tree.leaves(grads)]))}
   return TrainState(
       step=state.step + 1, params=params,

@@ -10,15 +10,22 @@ import pathlib
 import struct
 import sys
 import tarfile
+import tempfile
 import threading
 import types
 from unittest import mock
+import zipfile
 
-import numpy as np
-import tensorflow_datasets as tfds
 from absl.testing import absltest, parameterized
+import numpy as np
 from PIL import Image
-from tensorflow_datasets.core.download import downloader
+import scipy.io
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import dataset_builder
+from tensorflow_datasets.core.download import downloader, extractor
+from tensorflow_datasets.core.features import image_feature
+from tensorflow_datasets.datasets.celeb_a import celeb_a_dataset_builder as celeb_a
+from tensorflow_datasets.datasets.svhn_cropped import svhn_cropped_dataset_builder as svhn
 from tensorflow_datasets.image_classification import cifar, mnist
 
 from diffusion_ebm.data import load_source, tfds_prepare
@@ -61,8 +68,8 @@ class PreparationTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.assertNotIn('tensorflow', sys.modules)
-    self.www = self.create_tempdir().full_path
-    self.path = self.create_tempdir().full_path
+    self.www = self.enterContext(tempfile.TemporaryDirectory())
+    self.path = self.enterContext(tempfile.TemporaryDirectory())
     self.rng = np.random.default_rng(0)
 
   def _mnist(self, num_train=7, num_test=3):
@@ -128,7 +135,7 @@ class PreparationTest(parameterized.TestCase):
   @parameterized.parameters(
     ('cifar10', 'Cifar10', 'cifar-10-binary.tar.gz', 'cifar-10-batches-bin',
      [f'data_batch_{i}.bin' for i in range(1, 6)], 'test_batch.bin',
-     {'batches.meta.txt': 'airplane automobile bird cat deer dog frog horse ship truck'.split()},
+     {'batches.meta.txt': [f'c{i}' for i in range(10)]},
      1),
     ('cifar100', 'Cifar100', 'cifar-100-binary.tar.gz', 'cifar-100-binary',
      ['train.bin'], 'test.bin',
@@ -159,11 +166,60 @@ class PreparationTest(parameterized.TestCase):
     class_ = getattr(cifar, builder)
     original = class_._cifar_info.fget(class_.__new__(class_))
     with _server(self.www) as url:
-      info = cifar.CifarInfo(**{**vars_of(original), 'url': url + archive})
+      info = cifar.CifarInfo(**{**original._asdict(), 'url': url + archive})
       with mock.patch.object(class_, '_cifar_info', info):
         for split, examples in (('train', train), ('test', test)):
           source = load_source(_data(name, path=self.path), split)
           self._assert_same_set(source, *zip(*examples, strict=True))
+
+  def test_svhn_is_prepared_from_its_original_files(self):
+    splits = {}
+    for split, n in (('train', 4), ('test', 3), ('extra', 1)):
+      images = self.rng.integers(256, size=(n, 32, 32, 3), dtype=np.uint8)
+      labels = np.arange(11 - n, 11, dtype=np.uint8)
+      contents = {'X': images.transpose(1, 2, 3, 0), 'y': labels[:, None]}
+      scipy.io.savemat(os.path.join(self.www, f'{split}_32x32.mat'), contents)
+      splits[split] = images, labels % 10  # the original files call 0 ten
+    with _server(self.www) as url, mock.patch.object(svhn, 'URL', url):
+      for split in ('train', 'test'):
+        source = load_source(_data('svhn_cropped', path=self.path), split)
+        self._assert_same_set(source, *splits[split])
+
+  def test_celeb_a_is_prepared_from_its_original_files(self):
+    names = [f'{n:06d}.jpg' for n in range(1, 5)]
+    images = {}
+    with zipfile.ZipFile(os.path.join(self.www, 'img.zip'), 'w') as archive:
+      for name in names:
+        small = self.rng.integers(256, size=(7, 5, 3), dtype=np.uint8)
+        encoded = io.BytesIO()
+        Image.fromarray(small).resize((178, 218)).save(encoded, 'JPEG')
+        archive.writestr(f'img_align_celeba/{name}', encoded.getvalue())
+        images[name] = np.asarray(Image.open(encoded))
+
+    def write(file, lines):
+      pathlib.Path(self.www, file).write_text(''.join(f'{line}\n' for line in lines))
+
+    def table(headings):
+      return ['4', ' '.join(headings), *(f'{n} ' + '1 ' * len(headings) for n in names)]
+
+    write('split.txt', [f'{name} {split}' for name, split in zip(names, (0, 0, 1, 2), strict=True)])
+    write('attributes.txt', table(celeb_a.ATTR_HEADINGS))
+    write('landmarks.txt', table(celeb_a.LANDMARK_HEADINGS))
+    write('identity.txt', [f'{name} 5' for name in names])
+    with _server(self.www) as url, mock.patch.multiple(
+      celeb_a, IMG_ALIGNED_DATA=f'{url}img.zip', EVAL_LIST=f'{url}split.txt',
+      ATTR_DATA=f'{url}attributes.txt', LANDMARKS_DATA=f'{url}landmarks.txt',
+      IDENTITY_DATA=f'{url}identity.txt',
+    ):
+      data = _data('celeb_a', path=self.path, image_size=178)
+      train, test = load_source(data, 'train'), load_source(data, 'test')
+    self.assertLen(train, 2)
+    self.assertIsNone(train.labels)
+    self.assertCountEqual(
+      [image.tobytes() for image in train.read(np.arange(2))],
+      [images[name][20:198].tobytes() for name in names[:2]],
+    )
+    np.testing.assert_array_equal(test.read(np.arange(1))[0], images[names[3]][20:198])
 
   def test_no_network_is_reported_in_one_line(self):
     with (
@@ -179,7 +235,7 @@ class PreparationTest(parameterized.TestCase):
     pathlib.Path(self.www, 't10k-images-idx3-ubyte.gz').write_bytes(b'<html>')
     with (
       _server(self.www) as url, self._mnist_at(url),
-      self.assertRaisesRegex(UserError, 'could not be downloaded and prepared .*BadGzipFile'),
+      self.assertRaisesRegex(UserError, 'could not be downloaded .*Not a gzipped file'),
     ):
       load_source(_data('mnist', path=self.path), 'train')
 
@@ -187,8 +243,18 @@ class PreparationTest(parameterized.TestCase):
     self._mnist()
     with _server(self.www) as url, self._mnist_at(url):
       data = _data('mnist', path=self.path, test_split='validation')
-      with self.assertRaisesRegex(UserError, "no split 'validation'.*test_split.*test, train"):
+      with self.assertRaisesRegex(UserError, "no split 'validation'.*one of train, test"):
         load_source(data, 'test')
+
+  def test_set_prepared_in_the_default_format_of_tfds_is_refused(self):
+    with _server(self.www) as url, self._mnist_at(url):
+      self._mnist()
+      data = _data('mnist', path=self.path)
+      load_source(data, 'train')
+      (info,) = pathlib.Path(self.path).glob('mnist/*/dataset_info.json')
+      info.write_text(info.read_text().replace('array_record', 'tfrecord'))
+      with self.assertRaisesRegex(UserError, 'format.*random order.*another directory'):
+        load_source(data, 'train')
 
   def test_celeb_a_hq_is_prepared_from_a_tar_that_was_fetched_by_hand(self):
     manual = os.path.join(self.path, 'downloads', 'manual')
@@ -225,18 +291,16 @@ class PreparationTest(parameterized.TestCase):
     download.assert_not_called()
 
   def test_tensorflow_datasets_is_left_as_it_was(self):
-    before = dict(vars(downloader)), dict(vars(mnist)), vars(tfds.features.Image).copy()
+    modules = downloader, dataset_builder, extractor, mnist, image_feature._ImageEncoder
+    before = [dict(vars(module)) for module in modules]
     self._mnist()
     with _server(self.www) as url, self._mnist_at(url):
       load_source(_data('mnist', path=self.path), 'train')
-    self.assertEqual(before[0], vars(downloader))
-    self.assertIs(before[1]['tf'], mnist.tf)
-    self.assertEqual(before[2], vars(tfds.features.Image))
-
-
-def vars_of(info):
-  """The fields of a `CifarInfo`, which is a named tuple."""
-  return info._asdict()
+    names = 'tf', 'MAX_RETRIES', 'importlib_resources', '_encode_image'
+    for module, old in zip(modules, before, strict=True):
+      for name in names:
+        # Even to look at a missing module would try to import it.
+        self.assertIs(vars(module).get(name), old.get(name))
 
 
 class MockedTest(parameterized.TestCase):

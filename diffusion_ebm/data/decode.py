@@ -38,11 +38,15 @@ def decode(encoded, image_size, num_channels):
 
   Raises:
     Exception: of any kind, where the file is damaged.
-    ValueError: the image has too many pixels.
+    ValueError: it is no such file, or has too many pixels.
   """
-  from PIL import Image, ImageOps
+  from PIL import Image, ImageOps, UnidentifiedImageError
 
-  with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+  try:
+    opened = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+  except UnidentifiedImageError:
+    raise ValueError('not a PNG, JPEG or WebP image') from None
+  with opened as image:
     if image.width * image.height > MAX_PIXELS:
       raise ValueError(f'{image.width}x{image.height} pixels are more than {MAX_PIXELS}')
     # Of a large JPEG, only the frequencies that the result can show, with a margin of two.

@@ -1,15 +1,13 @@
 """Separately encoded images: all decoded into memory, or each one when it is read."""
 
+from collections.abc import Callable
 import concurrent.futures
 import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable
 
 import numpy as np
-
-from diffusion_ebm.errors import UserError
 
 # Images per task of a thread: to hand over a task takes longer than to decode a small image.
 _CHUNK = 32
@@ -20,7 +18,7 @@ class OnDemandSource:
   """A source that decodes what is read, in threads.
 
   Attributes:
-    decode: (number of an image) -> (uint8 (H, W, C), whether it holds colours).
+    decode: (number of an image) -> uint8 (H, W, C).
     numbers: int (N,), the numbers of the images.
     shape: (H, W, C).
     find_labels: () -> int (N,) or None; called once, when the labels are asked for.
@@ -50,17 +48,11 @@ class OnDemandSource:
 
     def work(start):
       for row in range(start, min(start + chunk, len(numbers))):
-        images[row] = self._decode(numbers[row])
+        images[row] = self.decode(numbers[row])
 
     for _ in self.pool.map(work, range(0, len(numbers), chunk)):
       pass
     return images
-
-  def _decode(self, number):
-    try:
-      return self.decode(number)[0]
-    except Exception as error:
-      raise UserError(f'image {number} could be read before, but not now: {error}') from error
 
 
 def on_demand(decode, numbers, shape, find_labels, num_workers):
@@ -79,27 +71,26 @@ def decode_all(decode, count, shape, num_workers, keep):
   """Decodes images 0 .. count - 1 in threads, with a progress bar when it takes long.
 
   Args:
-    decode: (number of an image) -> (uint8 (H, W, C), whether it holds colours).
+    decode: (number of an image) -> uint8 (H, W, C).
     count: the number of images, N.
     shape: (H, W, C).
     num_workers: threads; 0 is the number of cores.
     keep: whether to keep the images, or only to see that they can be decoded.
 
   Returns:
-    (uint8 (N, H, W, C) or None, bool (N,) whether each holds colours, {number: exception} of those
-    that cannot be decoded; their pixels are arbitrary).
+    (uint8 (N, H, W, C) or None, {number: exception} of those that cannot be decoded; their pixels
+    are arbitrary).
   """
   import tqdm
 
   images = np.empty((count, *shape), np.uint8) if keep else None
-  colours = np.zeros(count, bool)
   failures = {}
 
   def work(start):
     stop = min(start + _CHUNK, count)
     for number in range(start, stop):
       try:
-        image, colours[number] = decode(number)
+        image = decode(number)
       except Exception as error:  # a decoder may raise anything on damaged files
         failures[number] = error
         continue
@@ -115,4 +106,4 @@ def decode_all(decode, count, shape, num_workers, keep):
         bar.update(done)
   finally:
     pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the rest
-  return images, colours, dict(sorted(failures.items()))
+  return images, dict(sorted(failures.items()))

@@ -1,10 +1,10 @@
 """The image files of a folder or of a zip archive, read without being unpacked."""
 
+from collections.abc import Callable
 import os
 import threading
-import zipfile
-from collections.abc import Callable
 from typing import NamedTuple
+import zipfile
 
 from diffusion_ebm.data.decode import MAX_BYTES
 from diffusion_ebm.errors import UserError
@@ -41,8 +41,9 @@ def list_images(path):
   """
   if not path:
     raise UserError(
-      "no images to read: name a folder or a zip archive with --config.data.path=PATH"
+      'no images to read: name a folder or a zip archive with --config.data.path=PATH'
     )
+  path = os.path.expanduser(path)
   if not os.path.exists(path):
     raise UserError(f'{path} does not exist: set --config.data.path to a folder or a zip archive')
   files = _folder(path) if os.path.isdir(path) else _archive(path)
@@ -59,9 +60,15 @@ def _is_image(name):
   return not hidden and name.lower().endswith(_SUFFIXES)
 
 
+def _refuse(error):
+  raise UserError(
+    f'{error.filename} cannot be listed ({error.strerror}): allow it to be read, or remove it'
+  )
+
+
 def _folder(path):
   names, seen = [], set()
-  for folder, subfolders, files in os.walk(path, followlinks=True):
+  for folder, subfolders, files in os.walk(path, onerror=_refuse, followlinks=True):
     # Links may run in circles.
     real = os.path.realpath(folder)
     if real in seen:
@@ -87,7 +94,7 @@ def _archive(path):
       f'{path} is neither a folder nor a zip archive that can be read ({error}): '
       'set --config.data.path to one, or fetch the archive again'
     ) from error
-  lock = threading.Lock()
+  lock = threading.Lock()  # what threads may do with a `ZipFile` is not documented
 
   def read(name):
     with lock, archive.open(name) as file:

@@ -1,13 +1,16 @@
 """A folder or a zip archive of images."""
 
+import logging
+
 import numpy as np
-from absl import logging
 
 from diffusion_ebm.data import encoded
 from diffusion_ebm.data.decode import check_channels, decode
 from diffusion_ebm.data.files import list_images
 from diffusion_ebm.data.source import ArraySource
 from diffusion_ebm.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 _NAMES_SHOWN = 5
 
@@ -34,11 +37,24 @@ def load(data, split):
   names, labels = _choose_split(files.names, data, split)
   shape = (data.image_size, data.image_size, data.num_channels)
   in_memory = encoded.fits_memory(len(names), shape, data.max_memory_gb)
+  colours = np.zeros(len(names), bool)
 
   def read(number):
-    return decode(files.read(names[number]), data.image_size, data.num_channels)
+    image, colours[number] = decode(
+      files.read(names[number]), data.image_size, data.num_channels
+    )
+    return image
 
-  images, colours, failures = encoded.decode_all(
+  def read_again(number):
+    try:
+      return read(number)
+    except Exception as error:
+      raise UserError(
+        f'{names[number]} in {data.path} could be read at the start, but not now ({error}): leave '
+        'the images alone during a run, or keep them in memory with --config.data.max_memory_gb'
+      ) from error
+
+  images, failures = encoded.decode_all(
     read, len(names), shape, data.num_workers, keep=in_memory
   )
   _report(failures, names, data)
@@ -46,8 +62,16 @@ def load(data, split):
   _check_colours(colours[good], data)
   labels = None if labels is None else labels[good]
   if in_memory:
-    return ArraySource(images[good] if failures else images, labels)
-  return encoded.on_demand(read, good, shape, lambda: labels, data.num_workers)
+    return ArraySource(_compact(images, good), labels)
+  return encoded.on_demand(read_again, good, shape, lambda: labels, data.num_workers)
+
+
+def _compact(images, good):
+  """Picks images in place: a copy would take the memory twice."""
+  for row, number in enumerate(good):
+    if row != number:
+      images[row] = images[number]
+  return images[: len(good)]
 
 
 def _choose_split(names, data, split):
@@ -72,14 +96,17 @@ def _choose_split(names, data, split):
       f'--config.data.{split}_split to another folder, or to nothing to use all images'
     )
   elif split in present:
-    logging.info(
+    _log.info(
       'no folder %r in %s: training on all %d images', folders[split], data.path, len(names)
     )
   chosen = [name for name in inner if name.startswith(prefix)]
   classes = [name[len(prefix) :].rpartition('/')[0].partition('/')[0] for name in chosen]
   kinds = sorted(set(classes))
   # One class tells nothing, and an image outside of the sub-folders has none.
-  labels = np.searchsorted(kinds, classes) if len(kinds) > 1 and kinds[0] else None
+  labels = None
+  if len(kinds) > 1 and kinds[0]:
+    number = {kind: n for n, kind in enumerate(kinds)}
+    labels = np.array([number[kind] for kind in classes])
   return [outer + name for name in chosen], labels
 
 
@@ -98,17 +125,21 @@ def _report(failures, names, data):
   """Warns of damaged images, or refuses them."""
   if not failures:
     return
-  shown = '; '.join(f'{names[n]}: {error}' for n, error in list(failures.items())[:_NAMES_SHOWN])
+  first = list(failures.items())[:_NAMES_SHOWN]
+  shown = ' '.join('; '.join(f'{names[n]}: {error}' for n, error in first).split())
   if len(failures) > _NAMES_SHOWN:
     shown += '; ...'
   if len(failures) == len(names):
-    raise UserError(f'none of the {len(names)} images in {data.path} can be decoded ({shown})')
+    raise UserError(
+      f'none of the {len(names)} images in {data.path} can be decoded ({shown}): fetch them again, '
+      'or set --config.data.path to others'
+    )
   if data.strict:
     raise UserError(
       f'{len(failures)} of {len(names)} images in {data.path} cannot be decoded ({shown}): '
       'repair or remove them, or skip them with --config.data.strict=False'
     )
-  logging.warning(
+  _log.warning(
     'skipping %d of %d images in %s that cannot be decoded (%s)',
     len(failures), len(names), data.path, shown,
   )

@@ -34,8 +34,8 @@ def train_batches(source, batch_size, seed, start_step=0, share=(0, 1)):
     An iterator of what `source.read` gives for B / n examples.
 
   Raises:
-    ValueError: the source is empty, the hosts cannot share a batch equally, or the start or the
-      share is out of range.
+    ValueError: the source is empty, the hosts cannot share a batch equally, or the start, the
+      seed or the share is out of range.
   """
   host, num_hosts = share
   if not len(source):
@@ -44,8 +44,8 @@ def train_batches(source, batch_size, seed, start_step=0, share=(0, 1)):
     raise ValueError(f'share {share} is not (i, n) with 0 <= i < n')
   if batch_size < 1 or batch_size % num_hosts:
     raise ValueError(f'{num_hosts} hosts cannot share batches of {batch_size} equally')
-  if start_step < 0:
-    raise ValueError(f'start_step is negative: {start_step}')
+  if start_step < 0 or seed < 0:
+    raise ValueError(f'start_step {start_step} and seed {seed} have to be non-negative')
   rows = np.arange(batch_size // num_hosts) + host * (batch_size // num_hosts)
 
   @functools.lru_cache(maxsize=_ORDERS_KEPT)
@@ -65,12 +65,4 @@ def train_batches(source, batch_size, seed, start_step=0, share=(0, 1)):
     .map(batch)
     .to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD))
   )
-  return _until_closed(iter(batches))
-
-
-def _until_closed(iterator):
-  """Yields what an iterator yields, and closes it when the generator is closed or dropped."""
-  try:
-    yield from iterator
-  finally:
-    iterator.close()
+  return iter(batches)

@@ -1,5 +1,7 @@
 """Image data sets of TensorFlow Datasets (TFDS)."""
 
+import os
+
 import numpy as np
 
 from diffusion_ebm.data import encoded
@@ -37,29 +39,32 @@ def load(data, split):
   prepare(builder)
   examples = _examples(builder, data, split)
   padded = data.image_size == 32 and tuple(feature.shape[:2]) == (28, 28)
-  labels = np.zeros(len(examples), np.int64) if 'label' in builder.info.features else None
+  labelled = _has_class_labels(builder)
+  labels = np.zeros(len(examples), np.int64)
 
   def read(number):
-    example = examples[number]
-    if labels is not None:
+    try:
+      example = examples[number]
+    except Exception as error:
+      raise UserError(
+        f'image {number} of {data.name} cannot be read ({error}): remove {builder.data_dir} to '
+        'have it prepared anew'
+      ) from error
+    if labelled:
       labels[number] = example['label']
-    return _to_size(example['image'], padded, data), feature.shape[-1] == 3
+    return _to_size(example['image'], padded, data)
 
   def find_labels():
-    return None if labels is None else np.array([int(e['label']) for e in examples])
+    return np.array([int(example['label']) for example in examples]) if labelled else None
 
   shape = (data.image_size, data.image_size, data.num_channels)
   if not encoded.fits_memory(len(examples), shape, data.max_memory_gb):
     numbers = np.arange(len(examples))
     return encoded.on_demand(read, numbers, shape, find_labels, data.num_workers)
-  images, _, failures = encoded.decode_all(read, len(examples), shape, data.num_workers, keep=True)
+  images, failures = encoded.decode_all(read, len(examples), shape, data.num_workers, keep=True)
   if failures:
-    number, error = next(iter(failures.items()))
-    raise UserError(
-      f'{len(failures)} images of {data.name} cannot be read (number {number}: {error}): remove '
-      f'{builder.data_dir} to have it prepared anew'
-    ) from error
-  return ArraySource(images, labels)
+    raise next(iter(failures.values()))
+  return ArraySource(images, labels if labelled else None)
 
 
 def _builder(data):
@@ -67,8 +72,8 @@ def _builder(data):
 
   name = _TFDS_NAMES.get(data.name, data.name)
   try:
-    return tfds.builder(name, data_dir=data.path or None, file_format='array_record')
-  except (tfds.core.DatasetNotFoundError, ValueError) as error:
+    return tfds.builder(name, data_dir=os.path.expanduser(data.path) or None)
+  except (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError) as error:
     raise UserError(
       f'no data set is called {data.name!r}: set --config.data.name to digits, toy2d, images, '
       f'{", ".join(_KNOWN)}, or another image data set of TFDS'
@@ -80,13 +85,19 @@ def _image_feature(builder, name):
   import tensorflow_datasets as tfds
 
   features = builder.info.features
-  feature = features['image'] if 'image' in features else None
+  feature = dict(features.items()).get('image')
   if not isinstance(feature, tfds.features.Image) or feature.np_dtype != np.uint8:
     raise UserError(
       f"{name} has no 8-bit images in a feature called 'image' (its features: "
       f'{", ".join(features)}): set --config.data.name to an image data set'
     )
   return feature
+
+
+def _has_class_labels(builder):
+  import tensorflow_datasets as tfds
+
+  return isinstance(dict(builder.info.features.items()).get('label'), tfds.features.ClassLabel)
 
 
 def _examples(builder, data, split):
@@ -98,6 +109,11 @@ def _examples(builder, data, split):
     raise UserError(
       f'{data.name} has no split {name!r}: set --config.data.{split}_split to one of '
       f'{", ".join(builder.info.splits)}'
+    ) from error
+  except NotImplementedError as error:
+    raise UserError(
+      f'{builder.data_dir} holds {data.name} in a format that cannot be read in random order: '
+      'remove it, or set --config.data.path to another directory, to have it prepared anew'
     ) from error
   return examples
 

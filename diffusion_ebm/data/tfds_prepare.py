@@ -10,15 +10,15 @@ import contextlib
 import importlib.resources.abc
 import importlib.util
 import io
+import logging
 import os
 import shutil
 import sys
 import types
 
-from absl import logging
-
 from diffusion_ebm.errors import UserError
 
+_log = logging.getLogger(__name__)
 
 # Their preparation reads LMDB files with it.
 _NEED_TENSORFLOW_IO = ('lsun',)
@@ -37,10 +37,24 @@ class _Module(types.SimpleNamespace):
     raise _TensorFlowNeededError(f'tf.{name}')
 
 
+class _Reader(io.BufferedReader):
+  """A file that `with` leaves open: TensorFlow's can be read after it, and CelebA's is."""
+
+  def __exit__(self, *args):
+    pass
+
+  def __del__(self):
+    self.close()
+
+
+def _open(path, mode='r'):
+  return _Reader(io.FileIO(path)) if mode == 'rb' else open(path, mode)
+
+
 _TF = _Module(
   compat=_Module(as_text=os.fsdecode),
   errors=_Module(UnimplementedError=NotImplementedError),
-  io=_Module(gfile=_Module(GFile=open, copy=shutil.copy, exists=os.path.exists)),
+  io=_Module(gfile=_Module(GFile=_open, copy=shutil.copy, exists=os.path.exists)),
 )
 
 
@@ -62,11 +76,11 @@ def prepare(builder):
   try:
     with _stand_in(builder):
       if not builder.data_path.exists():
-        logging.info(
+        _log.info(
           'downloading %s (%s) to %s and preparing it in %s, once and for all',
           name, _download_size(builder), downloads, builder.data_dir,
         )
-      builder.download_and_prepare(download_config=config)
+      builder.download_and_prepare(download_config=config, file_format='array_record')
   except Exception as error:
     raise UserError(_explain(error, builder, name, downloads)) from error
 

@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from diffusion_ebm import energy
-from diffusion_ebm import recovery
+from diffusion_ebm import energy, recovery
 
 # At the noisiest level the data have a standard deviation of one.
 HALF_WIDTH = 5.0
 
 
-def make_grid(size: int = 500) -> tuple[np.ndarray, float]:
+def make_grid(size: int = 250) -> tuple[np.ndarray, float]:
   """Midpoints of `size` x `size` cells of the square [-5, 5]^2.
 
   Returns:

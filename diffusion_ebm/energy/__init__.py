@@ -22,7 +22,7 @@ def make_network(model, axis_name: str | None = None):
   if model.name == 'mlp':
     return MLP(
         ch=model.ch, num_layers=model.num_layers, num_frequencies=model.num_frequencies, act=model.act,
-        dropout=model.dropout, dtype=dtype)
+        dropout=model.dropout, output_scale=model.output_scale, dtype=dtype)
   return ResNet(
       ch=model.ch, ch_mult=tuple(model.ch_mult), num_res_blocks=model.num_res_blocks, act=model.act,
       final_act=model.final_act, norm=model.norm, dropout=model.dropout, use_scale=model.use_scale,

@@ -16,6 +16,7 @@ class Trunk(nn.Module):
   num_frequencies: int
   act: str
   dropout: float
+  output_scale: float
   dtype: Any
 
   @nn.compact
@@ -30,7 +31,7 @@ class Trunk(nn.Module):
       keys = None if dropout_keys is None else jax.vmap(lambda key, n=i: jax.random.fold_in(key, n))(dropout_keys)
       h = layers.dropout(h, self.dropout, keys)
       h = layers.dense(self.ch, f'dense_{i}', dtype=self.dtype)(h)
-    return jnp.sum(act(h).astype(jnp.float32) * level['head'], axis=1)
+    return self.output_scale * jnp.sum(act(h).astype(jnp.float32) * level['head'], axis=1)
 
 
 class MLP(nn.Module):
@@ -42,6 +43,7 @@ class MLP(nn.Module):
     num_frequencies: waves `sin` and `cos` of `2^k pi y`, k = 0 .. num_frequencies - 1, beside each coordinate.
     act: activation, 'swish', 'lrelu' or 'relu'.
     dropout: rate after each hidden activation.
+    output_scale: factor of the output: about s_t^2, so that what is learned is of the order of nats.
     dtype: of the hidden layers; parameters, level embedding and head are float32.
   """
   ch: int = 128
@@ -49,12 +51,14 @@ class MLP(nn.Module):
   num_frequencies: int = 0
   act: str = 'swish'
   dropout: float = 0.0
+  output_scale: float = 1.0
   dtype: Any = jnp.float32
 
   def setup(self):
     hidden = tuple((f'layer_{i}', self.ch) for i in range(self.num_layers))
     self.embedding = layers.LevelEmbedding(self.ch, (*hidden, ('head', self.ch)), self.act)
-    self.trunk = Trunk(self.ch, self.num_layers, self.num_frequencies, self.act, self.dropout, self.dtype)
+    self.trunk = Trunk(
+        self.ch, self.num_layers, self.num_frequencies, self.act, self.dropout, self.output_scale, self.dtype)
 
   def embed(self, t):
     """Everything that depends on the level alone; `t` is int (B,)."""

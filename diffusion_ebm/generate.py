@@ -1,0 +1,99 @@
+"""Generation on all devices, from the moving average of the parameters."""
+
+import jax
+import numpy as np
+
+from diffusion_ebm import parallel, pictures, sampling, train_step
+from diffusion_ebm.density import grid
+from diffusion_ebm.energy import spectral_norm
+
+# Keeps the random numbers of generation apart from those of training.
+_STREAM = 0x5A3D
+# The parameters' average has no power iteration of its own: enough steps for it to converge again.
+_POWER_ITERATIONS = 30
+
+
+def ema_weights(state: train_step.TrainState):
+  """The averaged parameters, normalised, as the network takes them."""
+  u = spectral_norm.iterate(state.ema_params, state.spectral, _POWER_ITERATIONS)
+  return spectral_norm.normalise(state.ema_params, u)
+
+
+def sample_keys(seed: int, index):
+  """The key of each sample: of the seed and the sample's number, int (B,), alone."""
+  base = jax.random.fold_in(jax.random.key(seed), _STREAM)
+  return jax.vmap(lambda i: jax.random.fold_in(base, i))(index)
+
+
+class Sampler:
+  """Draws samples, `batch_size` at a time; sample number i is the same whatever the batch and the devices."""
+
+  def __init__(self, model, config, batch_size: int, keep: tuple[int, ...] = ()):
+    """Prepares; compilation waits for the first call.
+
+    Args:
+      model: of `diffusion_ebm.model.build`.
+      config: the configuration.
+      batch_size: samples at once; rounded up to a multiple of the devices.
+      keep: levels whose samples are returned too.
+    """
+    devices = jax.local_device_count()
+    self.batch_size = -(-batch_size // devices) * devices
+    self._compiled = None
+
+    def draw(state, index, seed):
+      return sampling.sample(
+          model.levels, model.network, ema_weights(state), sample_keys(seed, index), model.shape,
+          config.sampling.num_steps, config.sampling.noise_scale, keep)
+
+    self._draw = draw
+
+  def __call__(self, state, seed: int, first: int, count: int):
+    """Samples number `first` to `first + count - 1`; `count` is at most `batch_size`.
+
+    Returns:
+      `(x, path)`: float32 (count, ...) and (len(keep), count, ...), as of `sampling.sample`.
+    """
+    index = parallel.split(first + np.arange(self.batch_size, dtype=np.int32))
+    args = state, index, np.uint32(seed)
+    if self._compiled is None:
+      self._compiled = parallel.compile_for(self._draw, *args, replicated=(0, 2), out_axes=(0, 1))
+    x, path = map(np.asarray, self._compiled(*args))
+    x = x.reshape(-1, *x.shape[2:])
+    return x[:count], path.reshape(len(path), *x.shape)[:, :count]
+
+
+def finished(x: np.ndarray) -> np.ndarray:
+  """Samples as they are stored: uint8 images, float32 vectors."""
+  return np.asarray(sampling.to_uint8(x)) if x.ndim > 2 else x
+
+
+def picture_of_samples(samples: np.ndarray) -> np.ndarray:
+  """A picture of stored samples (at most 256 images of them)."""
+  return pictures.image_grid(samples[:256]) if samples.ndim > 2 else pictures.point_cloud(samples)
+
+
+def picture_of_levels(model, state, path, data, keep, distribution=None) -> np.ndarray:
+  """Samples level by level above diffused data; with a known distribution, its densities beside the learned ones.
+
+  Args:
+    model: of `diffusion_ebm.model.build`.
+    state: the training state.
+    path: samples at the levels `keep`, (L, N, ...), of `Sampler`.
+    data: as many examples, (N, ...), of the source.
+    keep: the levels.
+    distribution: of the data, where its density is known.
+
+  Returns:
+    uint8 (H, W, 3).
+  """
+  x = np.asarray(train_step.to_unit_range(data))
+  diffused = np.asarray(sampling.diffused(model.levels, x, sample_keys(0, np.arange(len(x))), keep))
+  if x.ndim > 2:
+    return pictures.image_levels(np.asarray(sampling.to_uint8(path)), np.asarray(sampling.to_uint8(diffused)), keep)
+  if distribution is None or model.levels.num_models > 10:
+    return pictures.point_levels(path, diffused, keep)
+  points, area = grid.make_grid()
+  learned = grid.model_log_densities(model.levels, model.network, ema_weights(state), points, area)
+  exact = grid.exact_log_densities(model.levels, distribution, points)
+  return pictures.point_levels(path, diffused, keep, learned, exact, grid.kl(exact, learned, area))

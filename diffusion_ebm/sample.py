@@ -1,0 +1,81 @@
+"""The sampling job: samples of a trained workdir, as numbers and as pictures."""
+
+import logging
+import os
+
+import numpy as np
+
+from diffusion_ebm import checkpoints, data, generate, pictures, sampling
+from diffusion_ebm import config as config_lib
+from diffusion_ebm import model as model_lib
+from diffusion_ebm import workdir as workdir_lib
+from diffusion_ebm.data import toy
+from diffusion_ebm.errors import UserError
+from diffusion_ebm.progress import Progress
+
+_log = logging.getLogger(__name__)
+
+_NUM_IN_LEVELS = 36
+
+
+def sample(config, workdir: str, num_samples: int, seed: int, step: int | None = None):
+  """Draws samples from the averaged parameters of a checkpoint.
+
+  Writes `samples/samples_STEP.npz` (`samples`: uint8 (N, H, W, C), or float32 (N, D) for vectors), `samples_STEP.png`
+  and, level by level beside diffused data, `samples_STEP_levels.png`.
+
+  Args:
+    config: the configuration; the `train` section, the number of Langevin steps and eta need not be the workdir's.
+    workdir: of a training job.
+    num_samples: N.
+    seed: sample number i depends on this seed and on i alone.
+    step: the checkpoint's, or None for the newest.
+
+  Raises:
+    UserError: something that the user can mend.
+  """
+  if num_samples < 1:
+    raise UserError(f'--num_samples is {num_samples}, but must be at least 1')
+  if not 0 <= seed < 2**32:
+    raise UserError(f'--seed is {seed}, not in 0 .. 2^32 - 1')
+  config = config_lib.resolve(config)
+  config_lib.check(config, 1)
+  config_lib.check_same_run(config, workdir, free=('seed', 'train', 'sampling.num_steps'))
+  manager = checkpoints.open_for_reading(workdir)
+  model = model_lib.build(config)
+  state, _ = checkpoints.restore(manager, model.state, step)
+  manager.close()
+  workdir_lib.make(workdir)
+  step = int(state.step)
+
+  keep = sampling.shown_levels(model.levels.num_models)
+  sampler = generate.Sampler(model, config, min(num_samples, config.sampling.batch_size), keep)
+  _log.info('compiling the sampler')
+  progress = Progress(f'sampling at step {step}', num_samples, unit='sample')
+  samples, paths = [], []
+  for first in range(0, num_samples, sampler.batch_size):
+    x, path = sampler(state, seed, first, min(sampler.batch_size, num_samples - first))
+    samples.append(generate.finished(x))
+    if not paths or config_lib.is_vector(config):
+      paths.append(path)
+    progress.update(len(x))
+    progress.line(always=first == 0)
+  progress.close()
+  samples = np.concatenate(samples)
+  if not np.all(np.isfinite(samples)):
+    raise UserError(f'the chains diverged at step {step}: try another --step or a smaller --config.sampling.step_size')
+
+  base = os.path.join(workdir_lib.samples_dir(workdir), f'samples_{step}')
+  with open(base + '.npz.tmp', 'wb') as file:
+    np.savez_compressed(file, samples=samples)
+  os.replace(base + '.npz.tmp', base + '.npz')
+  pictures.save_png(base + '.png', generate.picture_of_samples(samples))
+  path = np.concatenate(paths, axis=1)
+  if not config_lib.is_vector(config):
+    path = path[:, :_NUM_IN_LEVELS]
+  source = data.load_source(config.data, 'train')
+  examples = source.read(np.random.default_rng(seed).integers(len(source), size=path.shape[1]))
+  distribution = toy.distribution(config.data.distribution) if config_lib.is_vector(config) else None
+  pictures.save_png(
+      base + '_levels.png', generate.picture_of_levels(model, state, path, examples, keep, distribution))
+  _log.info('%d samples (mean %.3f) in %s.npz, pictures beside it', len(samples), samples.mean(), base)

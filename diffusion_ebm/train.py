@@ -1,0 +1,187 @@
+"""The training job."""
+
+import logging
+import os
+import time
+
+from clu import parameter_overview
+import jax
+import numpy as np
+
+from diffusion_ebm import checkpoints, data, generate, interrupts, metrics, parallel, pictures, sampling, train_step
+from diffusion_ebm import config as config_lib
+from diffusion_ebm import model as model_lib
+from diffusion_ebm import workdir as workdir_lib
+from diffusion_ebm.data import toy
+from diffusion_ebm.errors import InterruptedRun
+from diffusion_ebm.progress import Progress
+
+_log = logging.getLogger(__name__)
+
+# A grid of 6 x 6 images at each level; points cost nothing.
+_NUM_IMAGES, _NUM_POINTS = 36, 2000
+
+
+def train(config, workdir: str):
+  """Trains to `config.train.num_steps`, from the newest checkpoint in the workdir if there is one.
+
+  Args:
+    config: the configuration.
+    workdir: gets `config.json`, `checkpoints/`, `samples/`, `metrics.jsonl` and `tensorboard/`.
+
+  Raises:
+    UserError: something in the configuration, the data or the workdir that the user can mend.
+    DivergedError: the numbers went wrong; the last good checkpoint is kept.
+    InterruptedRun: Ctrl-C or SIGTERM; the state is saved.
+  """
+  # Everything that can be refused, before anything is written or compiled.
+  config = config_lib.resolve(config)
+  config_lib.check(config, jax.device_count())
+  config_lib.check_same_run(config, workdir)
+  source = data.load_source(config.data, 'train')
+  workdir_lib.make(workdir)
+  config_lib.save(config, workdir)
+
+  # The state, new or continued.
+  model = model_lib.build(config)
+  _log.info('%d examples of shape %s; the network:\n%s', len(source), source.shape,
+            parameter_overview.get_parameter_overview(model.state.params, include_stats=False))
+  manager = checkpoints.open_for_writing(workdir, config.train.keep_checkpoints, config.train.keep_every)
+  state, batches_read = model.state, 0
+  if manager.latest_step() is not None:
+    state, batches_read = checkpoints.restore(manager, model.state)
+  step = int(state.step)
+  if step >= config.train.num_steps:
+    _log.info('already trained to step %d of %d: nothing to do; raise --config.train.num_steps to go on, or '
+              'draw samples with --mode=sample', step, config.train.num_steps)
+    manager.close()
+    return
+  if step:
+    _log.info('going on from step %d', step)
+
+  batches = parallel.prefetch(data.train_batches(source, config.train.batch_size, config.seed, batches_read))
+  batch = next(batches)
+  _log.info('compiling the training step')
+  began = time.monotonic()
+  step_fn = compile_step(config, model, state, batch)
+  _log.info('compiled in %.1f s; training to step %d', time.monotonic() - began, config.train.num_steps)
+
+  writer = metrics.Writer(workdir, step)
+  picture = _make_picture(config, model, source, workdir, writer)
+  progress = Progress('training', config.train.num_steps, step)
+  report = _Report(config, model, writer, progress)
+  try:
+    with interrupts.requested() as stop_requested:
+      while step < config.train.num_steps:
+        state, step_metrics = step_fn(state, batch)
+        step += 1
+        report.add(step, step_metrics)
+        stopping = stop_requested()
+        last = stopping or step == config.train.num_steps
+        if last or step % config.train.checkpoint_every == 0:
+          with report.pause():  # every number up to here is known to be sound before the state is kept
+            checkpoints.save(manager, state, step)
+        if stopping:
+          raise InterruptedRun(f'stopped at step {step}, which is saved: run the same command again to go on')
+        if step == config.train.num_steps or step % config.train.sample_every == 0:
+          with report.pause():
+            picture(step, state)
+        batch = next(batches)
+  finally:
+    progress.close()
+    writer.close()
+    batches.close()
+    manager.wait_until_finished()
+    manager.close()
+  _log.info('trained to step %d; pictures in %s, checkpoints in %s', step, workdir_lib.samples_dir(workdir),
+            checkpoints.directory(workdir))
+
+
+def compile_step(config, model: model_lib.Model, state, batch):
+  """Compiles the training step for all devices: `(state, batch) -> (state, metrics)`; the state is donated."""
+  settings = train_step.StepSettings(
+      config.seed, config.sampling.num_steps, config.train.ema_decay, config.data.random_flip)
+
+  def on_device(state, batch):
+    return train_step.train_step(
+        state, batch, parallel.example_index(len(batch)), network=model.network, levels=model.levels, tx=model.tx,
+        settings=settings, axis_name=parallel.AXIS)
+
+  return parallel.compile_for(on_device, state, batch, replicated=(0,), out_axes=(None, None), donate=(0,))
+
+
+class _Report:
+  """Checks each step's metrics, a little later so that the devices never wait, and reports their averages."""
+
+  def __init__(self, config, model, writer, progress):
+    self._config, self._model, self._writer, self._progress = config, model, writer, progress
+    self._lagged, self._negative, self._steps = metrics.Lagged(), metrics.NegativeLosses(), []
+    self._mark, self._paused = time.monotonic(), 0.0
+
+  def add(self, step: int, step_metrics):
+    """Takes the metrics of a step, as they are on the devices."""
+    for entry in self._lagged.push((step, step_metrics)):
+      self._take(*entry)
+
+  def pause(self):
+    """Takes all that is left; what is done inside the context does not count as training time."""
+    for entry in self._lagged.flush():
+      self._take(*entry)
+    return _Timed(self)
+
+  def _take(self, step, step_metrics):
+    step_metrics = jax.device_get(step_metrics)
+    metrics.check(step, step_metrics, int(np.prod(self._model.shape)))
+    if self._negative.reported(float(step_metrics['loss'])):
+      _log.warning('%d negative losses in a row up to step %d: the chains may no longer mix',
+                   metrics.NEGATIVE_LOSSES_REPORTED, step)
+    self._steps.append(step_metrics)
+    self._progress.update(1)
+    if step % self._config.train.log_every == 0 or step == self._config.train.num_steps:
+      self._write(step)
+
+  def _write(self, step):
+    now = time.monotonic()
+    seconds = max(now - self._mark - self._paused, 1e-9)
+    scalars = metrics.summarise(self._steps) | {
+        'learning_rate': float(self._model.schedule(step)),
+        'images_per_s': len(self._steps) * self._config.train.batch_size / seconds}
+    self._writer.scalars(step, scalars)
+    loss, rate = f'{scalars["loss"]:.4f}', f'{scalars["images_per_s"]:.0f}'
+    self._progress.update(0, loss=loss, images_per_s=rate)
+    self._progress.line(f'loss {loss}, {rate} images/s')
+    self._steps, self._mark, self._paused = [], now, 0.0
+
+  def add_pause(self, seconds: float):
+    self._paused += seconds
+
+
+class _Timed:
+  """Adds the time spent inside to the report's pauses."""
+
+  def __init__(self, report):
+    self._report = report
+
+  def __enter__(self):
+    self._began = time.monotonic()
+
+  def __exit__(self, *_):
+    self._report.add_pause(time.monotonic() - self._began)
+
+
+def _make_picture(config, model, source, workdir, writer):
+  """A function of the step and the state that draws samples and keeps their picture."""
+  keep = sampling.shown_levels(model.levels.num_models)
+  vector = config_lib.is_vector(config)
+  count = _NUM_POINTS if vector else _NUM_IMAGES
+  examples = source.read(np.random.default_rng(config.seed).integers(len(source), size=count))
+  sampler = generate.Sampler(model, config, count, keep)
+  distribution = toy.distribution(config.data.distribution) if vector else None
+
+  def picture(step, state):
+    _, path = sampler(state, config.seed, 0, count)
+    levels = generate.picture_of_levels(model, state, path, examples, keep, distribution)
+    pictures.save_png(os.path.join(workdir_lib.samples_dir(workdir), f'training_{step:08d}.png'), levels)
+    writer.picture(step, 'samples', levels)
+
+  return picture

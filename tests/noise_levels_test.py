@@ -1,0 +1,57 @@
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_ebm import noise_levels
+
+
+class NoiseLevelsTest(parameterized.TestCase):
+
+  def test_t6_has_the_published_sigmas(self):
+    sigma = noise_levels.make_noise_levels(6).sigma
+    np.testing.assert_allclose(sigma, [0.0100, 0.3237, 0.5165, 0.6322, 0.7132, 0.7734, 0.9997], atol=5e-5)
+
+  def test_t1k_takes_every_step_of_the_base(self):
+    levels = noise_levels.make_noise_levels(1000)
+    self.assertEqual(levels.num_models, 999)
+    np.testing.assert_allclose(levels.sigma**2, np.linspace(1e-4, 0.02, 1000))
+
+  def test_t6_and_t1k_share_their_cumulative_noise(self):
+    few, many = noise_levels.make_noise_levels(6), noise_levels.make_noise_levels(1000)
+    np.testing.assert_allclose(few.a_cum, many.a_cum[[0, 100, 200, 300, 400, 500, 999]])
+
+  def test_other_numbers_of_levels_are_refused(self):
+    with self.assertRaisesRegex(ValueError, '7'):
+      noise_levels.make_noise_levels(7)
+
+  @parameterized.parameters(6, 1000)
+  def test_the_last_level_is_a_marginal_one(self, num_levels):
+    levels = noise_levels.make_noise_levels(num_levels)
+    self.assertEqual((levels.a_y[-1], levels.is_recovery[-1]), (1.0, 0.0))
+    np.testing.assert_array_equal(levels.a_y[:-1], levels.a[:-1])
+    np.testing.assert_array_equal(levels.is_recovery[:-1], 1.0)
+
+  def test_pairs_have_the_marginals_and_the_covariance_of_the_forward_process(self):
+    levels = noise_levels.make_noise_levels(6)
+    n, t = 200_000, 2
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = 0.5 * jax.random.normal(keys[0], (n, 1))
+    x_t, x_next = noise_levels.diffuse_pair(
+        levels, x, jnp.full(n, t), *(jax.random.normal(k, (n, 1)) for k in keys[1:]))
+    variance = 0.25 * levels.a_cum**2 + levels.sigma_cum**2
+    # A sample variance of n normal numbers has standard error sqrt(2 / n) = 0.3 %.
+    np.testing.assert_allclose(np.var(x_t), variance[t], rtol=0.015)
+    np.testing.assert_allclose(np.var(x_next), variance[t + 1], rtol=0.015)
+    np.testing.assert_allclose(np.mean(x_t * x_next), levels.a[t + 1] * variance[t], rtol=0.015)
+    np.testing.assert_allclose(np.var(x_next - levels.a[t + 1] * x_t), levels.sigma[t + 1]**2, rtol=0.015)
+
+  def test_each_example_has_its_own_level(self):
+    levels = noise_levels.make_noise_levels(6)
+    x, t = jnp.ones((3, 2, 2, 1)), jnp.array([0, 3, 6])
+    diffused = noise_levels.diffuse(levels, x, t, jnp.zeros_like(x))
+    np.testing.assert_allclose(diffused[:, 0, 0, 0], levels.a_cum[[0, 3, 6]], rtol=1e-6)
+
+
+if __name__ == '__main__':
+  absltest.main()

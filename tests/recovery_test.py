@@ -1,0 +1,157 @@
+"""The method against closed forms: for Gaussian data the optimal f at every level is a quadratic."""
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_ebm import langevin, noise_levels, recovery
+
+DATA_STD = 0.5
+
+
+def gaussian(levels, t, extra=0.0):
+  """f whose density `exp(f / s_t^2)` is exactly that of `y_t` for data of standard deviation `DATA_STD`.
+
+  Returns:
+    `(f, precision)`; `extra` is added to the precision.
+  """
+  noise = levels.noise
+  precision = 1 / (noise.a_y[t + 1]**2 * (DATA_STD**2 * noise.a_cum[t]**2 + noise.sigma_cum[t]**2)) + extra
+  s2 = levels.step_variance[t]
+  return lambda y: -0.5 * s2 * precision * jnp.sum(y**2, axis=tuple(range(1, y.ndim))), precision
+
+
+class LangevinTest(absltest.TestCase):
+
+  def test_unadjusted_chain_has_its_own_variance(self):
+    # y' = (1 - s^2 lam / 2) y + s eps has variance (1 / lam) / (1 - s^2 lam / 4), not 1 / lam.
+    lam, step_size, n = 4.0, 0.5, 100_000
+    keys = jax.random.split(jax.random.key(0), n)
+    y = langevin.unadjusted_chain(
+        lambda y: -lam * y, jnp.zeros((n, 1)), step_size, langevin.normal_noise(keys, (1,)), 100)
+    expected = 1 / lam / (1 - step_size**2 * lam / 4)
+    np.testing.assert_allclose(np.var(y), expected, rtol=5 * np.sqrt(2 / n))
+    self.assertGreater(abs(np.var(y) * lam - 1), 0.2)
+
+  def test_noise_depends_on_the_chains_own_key_alone(self):
+    keys = jax.random.split(jax.random.key(0), 5)
+    all_of_them = langevin.normal_noise(keys, (2, 3))(7)
+    np.testing.assert_array_equal(all_of_them[3:], langevin.normal_noise(keys[3:], (2, 3))(7))
+    self.assertFalse(np.allclose(all_of_them, langevin.normal_noise(keys, (2, 3))(8)))
+
+  def test_noise_scale_shrinks_the_noise(self):
+    keys = jax.random.split(jax.random.key(0), 5)
+    np.testing.assert_allclose(
+        langevin.normal_noise(keys, (4,), 0.5)(0), 0.5 * langevin.normal_noise(keys, (4,))(0), rtol=1e-6)
+
+  def test_the_score_is_evaluated_once_a_step(self):
+    jaxpr = str(jax.make_jaxpr(lambda y: langevin.unadjusted_chain(jnp.sin, y, 0.1, lambda k: 0.0, 30))(1.0))
+    self.assertEqual(jaxpr.count('sin '), 1)
+
+
+class LevelsTest(parameterized.TestCase):
+
+  def test_published_rule(self):
+    levels = recovery.make_levels(6, 2e-4)
+    noise = levels.noise
+    for t in range(6):
+      c = noise.sigma_cum[t] / noise.sigma_cum[0]
+      self.assertAlmostEqual(levels.step_variance[t], c * 2e-4 * noise.sigma[t + 1]**2, places=15)
+
+  def test_conditional_rule(self):
+    levels = recovery.make_levels(6, 0.06, 'conditional')
+    np.testing.assert_allclose(levels.step_variance / levels.noise.sigma[1:]**2, 0.06)
+
+  def test_other_rules_are_refused(self):
+    with self.assertRaisesRegex(ValueError, 'other'):
+      recovery.make_levels(6, 0.06, 'other')
+
+
+class RecoveryTest(parameterized.TestCase):
+
+  @parameterized.parameters(*range(6))
+  def test_score_of_the_conditional_is_the_closed_form(self, t):
+    levels = recovery.make_levels(6, 2e-4)
+    f, precision = gaussian(levels, t)
+    y, x_next = jax.random.normal(jax.random.key(0), (2, 4, 3))
+    level = jnp.full(4, t)
+    score = jax.grad(lambda y: jnp.sum(recovery.conditional_log_density(levels, f, y, x_next, level)))(y)
+    pull = 0.0 if t == 5 else 1 / levels.noise.sigma[t + 1]**2
+    np.testing.assert_allclose(score, -precision * y - pull * (y - x_next), rtol=2e-4, atol=1e-4)
+
+  @parameterized.parameters(*range(6))
+  def test_long_chain_has_the_conditionals_mean_and_variance(self, t):
+    levels = recovery.make_levels(6, 0.06, 'conditional')
+    noise = levels.noise
+    f, precision = gaussian(levels, t)
+    n = 20_000
+    x_next = jnp.tile(jnp.array([[0.7, -1.2]]), (n, 1))
+    keys = jax.random.split(jax.random.key(t), n)
+    x = recovery.sample_conditional(
+        levels, f, x_next, jnp.full(n, t), langevin.normal_noise(keys, (2,)), 400)
+    pull = 0.0 if t == 5 else 1 / noise.sigma[t + 1]**2
+    total, a = precision + pull, noise.a_y[t + 1]
+    variance = 1 / total / (1 - levels.step_variance[t] * total / 4)
+    np.testing.assert_allclose(np.var(x, axis=0), variance / a**2, rtol=5 * np.sqrt(2 / n))
+    np.testing.assert_allclose(
+        np.mean(x, axis=0), pull / total * x_next[0] / a, atol=5 * np.sqrt(variance / n) / a)
+
+  @parameterized.parameters(*range(6))
+  def test_gradient_vanishes_at_the_truth_and_points_to_it_elsewhere(self, t):
+    # d/d lam of f = -s^2 lam |y|^2 / 2: with exact negatives its expectation is zero at the true precision.
+    levels = recovery.make_levels(6, 2e-4)
+    noise = levels.noise
+    n = 100_000
+    keys = jax.random.split(jax.random.key(t), 4)
+    level = jnp.full(n, t)
+    x = DATA_STD * jax.random.normal(keys[0], (n, 1))
+    x_pos, x_next = noise_levels.diffuse_pair(
+        noise, x, level, jax.random.normal(keys[1], x.shape), jax.random.normal(keys[2], x.shape))
+    pull = 0.0 if t == 5 else 1 / noise.sigma[t + 1]**2
+
+    def gradient(extra):
+      f, precision = gaussian(levels, t, extra)
+      total = precision + pull
+      y = pull / total * x_next + jax.random.normal(keys[3], x.shape) / np.sqrt(total)
+      x_neg = y / noise.a_y[t + 1]
+
+      def loss(lam):
+        f = lambda y: -0.5 * levels.step_variance[t] * lam * jnp.sum(y**2, axis=1)  # noqa: E731
+        return recovery.recovery_loss(levels, f, x_pos, x_neg, level)[0]
+
+      losses = jax.jacfwd(loss)(precision)
+      return np.mean(losses), np.std(losses) / np.sqrt(n)
+
+    mean, error = gradient(0.0)
+    self.assertLess(abs(mean), 4 * error)
+    mean, error = gradient(2.0)  # too narrow a model: descent must lower lam
+    self.assertGreater(mean, 4 * error)
+    mean, error = gradient(-0.5)
+    self.assertLess(mean, -4 * error)
+
+  def test_levels_are_weighted_by_the_inverse_of_their_noise(self):
+    levels = recovery.make_levels(6, 2e-4)
+    sigma = levels.noise.sigma
+    t = jnp.arange(6)
+    a = jnp.asarray(levels.noise.a_y[1:, None], jnp.float32)
+    loss, f_pos = recovery.recovery_loss(levels, lambda y: y[:, 0], 1 / a, 3 / a, t)
+    np.testing.assert_allclose(f_pos, 1.0, rtol=1e-6)
+    np.testing.assert_allclose(loss, 2 * sigma[1] / sigma[1:], rtol=1e-6)
+
+  def test_ancestral_sampling_with_exact_energies_returns_the_data(self):
+    levels = recovery.make_levels(6, 0.06, 'conditional')
+    n = 10_000
+    keys = jax.random.split(jax.random.key(0), n)
+    x = jax.random.normal(jax.random.key(1), (n, 1))
+    for t in reversed(range(6)):
+      noise = langevin.normal_noise(jax.vmap(lambda key, t=t: jax.random.fold_in(key, t))(keys), (1,))
+      x = recovery.sample_conditional(levels, gaussian(levels, t)[0], x, jnp.full(n, t), noise, 200)
+    variance = DATA_STD**2 * levels.noise.a_cum[0]**2 + levels.noise.sigma_cum[0]**2
+    # The unadjusted chain's own bias is 1 / (1 - s^2 lam / 4), at most 2.5 % here.
+    np.testing.assert_allclose(np.var(x), variance, rtol=0.03 + 5 * np.sqrt(2 / n))
+    self.assertLess(abs(np.mean(x)), 5 * DATA_STD / np.sqrt(n))
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,122 @@
+"""The training step beside its parts, done one after the other on the same random numbers."""
+
+from absl.testing import absltest
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from diffusion_ebm import energy, langevin, noise_levels, recovery, train_step
+from diffusion_ebm.energy import mlp, resnet, spectral_norm
+
+SETTINGS = train_step.StepSettings(seed=3, num_langevin_steps=2, ema_decay=0.9, random_flip=False)
+RATE = 0.1
+
+
+class TrainStepTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.network, cls.tx = mlp.MLP(ch=8, num_layers=1), optax.sgd(RATE)
+    cls.levels = recovery.make_levels(6, 0.06, 'conditional')
+    cls.state = train_step.init_state(jax.random.key(0), cls.network, cls.tx, np.zeros(2), True)
+    cls.batch = jax.random.normal(jax.random.key(1), (12, 2))
+    cls.after, cls.metrics = cls.step(cls.state, cls.batch, jnp.arange(12))
+
+  @classmethod
+  def step(cls, state, batch, index, settings=SETTINGS, network=None):
+    return jax.jit(lambda *args: train_step.train_step(
+        *args, network=network or cls.network, levels=cls.levels, tx=cls.tx, settings=settings))(state, batch, index)
+
+  def expected(self):
+    """Loss, gradient and positives by hand."""
+    key = jax.random.fold_in(jax.random.key(3), 0)
+    keys = [jax.random.split(jax.random.fold_in(key, i), 6) for i in range(12)]
+    t = jnp.array([jax.random.randint(k[0], (), 0, 6) for k in keys])
+    eps, eps_next = (jnp.stack([jax.random.normal(k[j], (2,)) for k in keys]) for j in (2, 3))
+    x_pos, x_next = noise_levels.diffuse_pair(self.levels.noise, self.batch, t, eps, eps_next)
+    u = spectral_norm.iterate(self.state.params, self.state.spectral)
+    f = energy.at_level(self.network, spectral_norm.normalise(self.state.params, u), t)
+    noise = langevin.normal_noise(jnp.stack([k[4] for k in keys]), (2,))
+    x_neg = recovery.sample_conditional(self.levels, f, x_next, t, noise, 2)
+
+    def loss(params):
+      weights = spectral_norm.normalise(params, u)
+      a = jnp.asarray(self.levels.noise.a_y, jnp.float32)[t + 1, None]
+      weight = jnp.asarray(self.levels.noise.sigma[1] / self.levels.noise.sigma, jnp.float32)[t + 1]
+      f_pos = self.network.apply({'params': weights}, a * x_pos, t)
+      f_neg = self.network.apply({'params': weights}, a * x_neg, t)
+      return jnp.mean(weight * (f_neg - f_pos)), f_pos
+
+    (value, f_pos), grads = jax.value_and_grad(loss, has_aux=True)(self.state.params)
+    moved = np.linalg.norm(x_neg - x_next, axis=1)
+    return value, f_pos, grads, t, moved
+
+  def test_update_is_the_gradient_of_the_loss_with_the_negatives_held_constant(self):
+    value, _, grads, *_ = self.expected()
+    np.testing.assert_allclose(self.metrics['loss'], value, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(self.metrics['grad_norm'], optax.tree.norm(grads), rtol=1e-3)
+    moved = jax.tree.map(lambda a, b: (b - a) / RATE, self.after.params, self.state.params)
+    jax.tree.map(lambda m, g: np.testing.assert_allclose(m, g, rtol=1e-2, atol=1e-4), moved, grads)
+
+  def test_moving_average_follows_the_updated_parameters(self):
+    expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, self.state.ema_params, self.after.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), self.after.ema_params, expected)
+
+  def test_statistics_are_those_of_each_level(self):
+    _, f_pos, _, t, moved = self.expected()
+    np.testing.assert_array_equal(self.metrics['level_count'], np.bincount(t, minlength=6))
+    for name, values in (('level_f', np.abs(f_pos)), ('level_displacement', moved)):
+      np.testing.assert_allclose(self.metrics[name], np.bincount(t, values, minlength=6), rtol=1e-3, atol=1e-6)
+
+  def test_step_counts_and_the_power_iteration_advances_once(self):
+    self.assertEqual(int(self.after.step), 1)
+    expected = spectral_norm.iterate(self.state.params, self.state.spectral)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), self.after.spectral, expected)
+
+  def test_random_numbers_depend_on_step_seed_and_index(self):
+    later = self.state.replace(step=self.state.step + 1)
+    for state, index, settings in (
+        (later, jnp.arange(12), SETTINGS), (self.state, jnp.arange(12) + 12, SETTINGS),
+        (self.state, jnp.arange(12), train_step.StepSettings(4, 2, 0.9, False))):
+      _, metrics = self.step(state, self.batch, index, settings)
+      self.assertNotAlmostEqual(float(metrics['loss']), float(self.metrics['loss']), places=7)
+
+  def test_two_halves_of_a_batch_average_to_the_whole(self):
+    halves = [self.step(self.state, self.batch[i:i + 6], jnp.arange(i, i + 6)) for i in (0, 6)]
+    np.testing.assert_allclose(
+        np.mean([m['loss'] for _, m in halves]), self.metrics['loss'], rtol=1e-4, atol=1e-6)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, halves[0][0].params, halves[1][0].params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), mean, self.after.params)
+
+  def test_uint8_becomes_the_unit_range_and_floats_stay(self):
+    np.testing.assert_allclose(
+        train_step.to_unit_range(jnp.array([0, 255], jnp.uint8)), [-1, 1])
+    np.testing.assert_array_equal(train_step.to_unit_range(jnp.array([7.0])), [7.0])
+
+  def test_about_half_of_the_images_are_mirrored(self):
+    x = jax.random.normal(jax.random.key(0), (400, 2, 3, 1))
+    y = train_step._random_flip(jax.random.split(jax.random.key(1), 400), x)
+    same = np.all(y == x, axis=(1, 2, 3))
+    mirrored = np.all(y == x[:, :, ::-1], axis=(1, 2, 3))
+    self.assertTrue(np.all(same | mirrored))
+    self.assertBetween(np.mean(mirrored), 0.4, 0.6)  # 4 standard errors
+
+  def test_flip_and_dropout_are_used_in_training(self):
+    state_of = lambda network: train_step.init_state(  # noqa: E731
+        jax.random.key(0), network, self.tx, np.zeros((4, 4, 1)), False)
+    batch = jax.random.randint(jax.random.key(1), (4, 4, 4, 1), 0, 256).astype(jnp.uint8)
+    plain = resnet.ResNet(ch=4, ch_mult=(1,), num_res_blocks=1)
+    losses = []
+    for network, flip in ((plain, False), (plain, True), (plain.clone(dropout=0.5), False)):
+      state = state_of(network)
+      # The second convolution starts at zero, where dropout would do nothing.
+      state = state.replace(params=jax.tree.map(lambda p: p + 0.3, state.params))
+      settings = train_step.StepSettings(3, 1, 0.9, flip)
+      losses.append(float(self.step(state, batch, jnp.arange(4), settings, network)[1]['loss']))
+    self.assertLen(set(losses), 3)
+
+
+if __name__ == '__main__':
+  absltest.main()
