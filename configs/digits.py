@@ -12,14 +12,19 @@ def get_config():
   config.model.ch = 32
   config.model.ch_mult = (1, 2)
   config.model.num_res_blocks = 1
-  config.sampling.num_steps = 10
+  config.model.resample_with_conv = True
+  config.sampling.num_steps = 20
+  config.sampling.generation_steps = 40
   config.sampling.step_size = 6e-4
   config.train.batch_size = 64
-  config.train.num_steps = 4000
+  config.train.num_steps = 2000
   config.train.learning_rate = 2e-3
   config.train.warmup_steps = 200
   config.train.cosine_decay = True
-  config.train.sample_every = 1000
-  config.train.checkpoint_every = 500
+  config.train.grad_clip = 1.0
+  config.train.ema_decay = 0.995
+  config.train.log_every = 50
+  config.train.sample_every = 500
+  config.train.checkpoint_every = 250
   config.train.keep_every = 0
   return config

@@ -16,6 +16,7 @@ _CH_MULT = {
 # What a run may change when it goes on: everything else makes it another run.
 _FREE = {
     'data.path', 'data.max_memory_gb', 'data.num_workers', 'model.remat', 'sampling.noise_scale',
+    'sampling.generation_steps',
     'sampling.batch_size', 'train.num_steps', 'train.log_every', 'train.sample_every', 'train.checkpoint_every',
     'train.keep_checkpoints', 'train.keep_every'}
 
@@ -79,6 +80,7 @@ def _problems(config, num_devices):
 
   one_of('diffusion.num_levels', config.diffusion.num_levels, noise_levels.NUM_LEVELS)
   at_least('sampling.num_steps', sampling.num_steps, 1)
+  at_least('sampling.generation_steps', sampling.generation_steps, 0)
   positive('sampling.step_size', sampling.step_size)
   one_of('sampling.step_size_rule', sampling.step_size_rule, recovery.STEP_SIZE_RULES)
   at_least('sampling.noise_scale', sampling.noise_scale, 0)

@@ -44,7 +44,7 @@ class Sampler:
     def draw(state, index, seed):
       return sampling.sample(
           model.levels, model.network, ema_weights(state), sample_keys(seed, index), model.shape,
-          config.sampling.num_steps, config.sampling.noise_scale, keep)
+          config.sampling.generation_steps or config.sampling.num_steps, config.sampling.noise_scale, keep)
 
     self._draw = draw
 
