@@ -1,0 +1,178 @@
+import glob
+import importlib
+import os
+import pathlib
+import re
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorflow_datasets as tfds
+
+from configs import default, digits
+from diffusion_ebm import config as config_lib
+from diffusion_ebm import data, train_step
+from diffusion_ebm import model as model_lib
+from diffusion_ebm.errors import UserError
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+NAMES = sorted(
+    name for name in (os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, 'configs', '*.py')))
+    if name not in ('__init__', 'default'))
+TFDS = [name for name in NAMES if name not in ('digits', 'toy2d', 'images')]
+
+
+def get(name):
+  return importlib.import_module(f'configs.{name}').get_config()
+
+
+class ConfigsTest(parameterized.TestCase):
+
+  def test_there_is_one_of_each_name(self):
+    self.assertEqual(NAMES, sorted([
+        'digits', 'toy2d', 'mnist', 'cifar10', 'cifar100', 'svhn', 'celeba64', 'lsun_church64', 'lsun_bedroom64',
+        'lsun_church128', 'lsun_bedroom128', 'celebahq128', 'celebahq256', 'images']))
+
+  @parameterized.parameters(*NAMES)
+  def test_nothing_is_wrong_with_it(self, name):
+    config_lib.check(config_lib.resolve(get(name)), 1)
+
+  @parameterized.parameters(
+      ('cifar10', 8, 256, 0.9, (1, 2, 2, 2)), ('celeba64', 6, 128, 0.5, (1, 2, 2, 2, 4)),
+      ('lsun_church64', 2, 128, 0.9, (1, 2, 2, 2, 4)), ('lsun_bedroom64', 2, 128, 0.9, (1, 2, 2, 2, 4)),
+      ('lsun_church128', 2, 64, 0.5, (1, 2, 2, 2, 4, 4)), ('lsun_bedroom128', 5, 64, 0.5, (1, 2, 2, 2, 4, 4)),
+      ('celebahq256', 2, 64, 0.5, (1, 1, 2, 2, 2, 4, 4)))
+  def test_published_settings(self, name, blocks, batch, beta_1, ch_mult):
+    config = config_lib.resolve(get(name))
+    model, sampling, train = config.model, config.sampling, config.train
+    self.assertEqual((model.num_res_blocks, train.batch_size, train.beta_1, model.ch_mult),
+                     (blocks, batch, beta_1, ch_mult))
+    self.assertEqual((model.ch, model.act, model.final_act, model.norm, model.dropout, model.shortcut),
+                     (128, 'lrelu', 'relu', 'none', 0.0, 'conv'))
+    self.assertTrue(model.spectral_norm and model.use_scale and config.data.random_flip)
+    self.assertFalse(model.resample_with_conv or model.attention_resolutions or train.cosine_decay or train.grad_clip)
+    self.assertEqual((config.diffusion.num_levels, sampling.num_steps, sampling.step_size, sampling.step_size_rule,
+                      sampling.noise_scale, sampling.generation_steps), (6, 30, 2e-4, 'cumulative', 0.99, 0))
+    self.assertEqual((train.optimizer, train.learning_rate, train.warmup_steps, train.ema_decay),
+                     ('adam', 1e-4, 1000, 0.999))
+
+  @parameterized.parameters(*NAMES)
+  def test_its_network_takes_one_step_on_its_data(self, name):
+    config = config_lib.resolve(get(name))
+    config.model.update({'ch': 4, 'num_res_blocks': 1})
+    config.sampling.num_steps = 1
+    config.train.warmup_steps = 0
+    if name == 'images':
+      batch = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    elif name in TFDS:
+      config.data.train_split = config.data.train_split.partition('[')[0]
+      with tfds.testing.mock_data(num_examples=2):
+        batch = data.load_source(config.data, 'train').read(np.arange(2))
+    else:
+      batch = data.load_source(config.data, 'train').read(np.arange(2))
+    model = model_lib.build(config)
+    self.assertEqual(batch.shape[1:], model.shape)
+    network = model.network.clone(axis_name=None) if config.model.name == 'resnet' else model.network
+    settings = train_step.StepSettings(0, 1, 0.5, config.data.random_flip)
+    state, metrics = jax.jit(lambda state, batch: train_step.train_step(
+        state, batch, jnp.arange(2), network=network, levels=model.levels, tx=model.tx, settings=settings))(
+            model.state, batch)
+    self.assertTrue(np.isfinite(metrics['loss']))
+    moved = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), state.params, model.state.params)
+    self.assertGreater(max(jax.tree.leaves(moved)), 0)
+
+  def test_every_default_is_read_by_something(self):
+    source = ''.join(pathlib.Path(path).read_text(encoding='utf-8')
+                     for path in glob.glob(os.path.join(ROOT, 'diffusion_ebm', '**', '*.py'), recursive=True))
+    for key, _ in config_lib._flatten(default.get_config().to_dict()):
+      if key not in ('data.train_split', 'data.test_split'):  # read as data[f'{split}_split'] or by name
+        self.assertRegex(source, r'\.' + re.escape(key.rpartition('.')[2]) + r'\b', key)
+
+
+class CheckTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ('seed', -1), ('data.name', ''), ('data.max_memory_gb', 0.0), ('data.num_workers', -1),
+      ('data.num_channels', 2), ('data.image_size', 7), ('data.image_size', 0), ('model.name', 'mlp'),
+      ('model.name', 'transformer'), ('model.dtype', 'float16'), ('model.act', 'tanh'), ('model.final_act', 'tanh'),
+      ('model.norm', 'layer'), ('model.shortcut', 'none'), ('model.ch', 2), ('model.num_res_blocks', 0),
+      ('model.dropout', 1.0), ('model.attention_resolutions', (16,)), ('diffusion.num_levels', 7),
+      ('sampling.num_steps', 0), ('sampling.generation_steps', -1), ('sampling.step_size', 0.0),
+      ('sampling.step_size_rule', 'x'), ('sampling.noise_scale', -0.1), ('sampling.batch_size', 0),
+      ('train.batch_size', 0), ('train.batch_size', 7), ('train.num_steps', -1), ('train.optimizer', 'sgd'),
+      ('train.learning_rate', 0.0), ('train.beta_1', 1.0), ('train.warmup_steps', -1), ('train.grad_clip', -1.0),
+      ('train.ema_decay', 1.0), ('train.log_every', 0), ('train.sample_every', 0), ('train.checkpoint_every', 0),
+      ('train.keep_checkpoints', 0), ('train.keep_every', -1))
+  def test_a_bad_value_is_named(self, key, value):
+    config = digits.get_config()
+    section, _, name = key.rpartition('.')
+    (config[section] if section else config)[name] = value
+    with self.assertRaisesRegex(UserError, re.escape(key)):
+      config_lib.check(config_lib.resolve(config), 2)
+
+  def test_all_that_is_wrong_is_said_at_once(self):
+    config = digits.get_config()
+    config.train.learning_rate, config.model.act = -1.0, 'tanh'
+    with self.assertRaisesRegex(UserError, r'model\.act.*train\.learning_rate'):
+      config_lib.check(config_lib.resolve(config), 1)
+
+  def test_a_width_that_groups_cannot_share_is_refused(self):
+    config = digits.get_config()
+    config.model.update({'norm': 'group', 'ch': 40})
+    with self.assertRaisesRegex(UserError, 'groups'):
+      config_lib.check(config, 1)
+
+  def test_image_sizes_without_a_published_width_need_one(self):
+    config = get('images')
+    config.data.image_size = 48
+    with self.assertRaisesRegex(UserError, 'ch_mult'):
+      config_lib.check(config_lib.resolve(config), 1)
+
+  def test_vectors_need_an_mlp(self):
+    config = get('toy2d')
+    config.model.name = 'resnet'
+    with self.assertRaisesRegex(UserError, 'mlp'):
+      config_lib.check(config, 1)
+
+
+class WorkdirTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    import tempfile
+    self.workdir = self.enterContext(tempfile.TemporaryDirectory())
+
+  def test_what_is_saved_is_read_back(self):
+    config = digits.get_config()
+    config_lib.save(config, self.workdir)
+    self.assertEqual(config_lib.load(self.workdir).to_dict(), config.to_dict())
+
+  def test_another_run_is_refused_and_the_same_one_may_go_on_longer(self):
+    config = digits.get_config()
+    config.train.cosine_decay = False
+    config_lib.save(config, self.workdir)
+    config.train.num_steps += 1
+    config.train.log_every += 1
+    config_lib.check_same_run(config, self.workdir)
+    config.model.ch, config.seed = 16, 5
+    with self.assertRaisesRegex(UserError, r'model\.ch \(32 there, 16 here\), seed \(0 there, 5 here\)'):
+      config_lib.check_same_run(config, self.workdir)
+    config_lib.check_same_run(config, self.workdir, free=('model', 'seed'))
+
+  def test_with_cosine_decay_the_length_belongs_to_the_run(self):
+    config = digits.get_config()
+    config_lib.save(config, self.workdir)
+    config.train.num_steps += 1
+    with self.assertRaisesRegex(UserError, r'train\.num_steps'):
+      config_lib.check_same_run(config, self.workdir)
+
+  def test_a_damaged_file_is_named(self):
+    with open(os.path.join(self.workdir, 'config.json'), 'w', encoding='utf-8') as file:
+      file.write('{')
+    with self.assertRaisesRegex(UserError, r'config\.json'):
+      config_lib.load(self.workdir)
+
+
+if __name__ == '__main__':
+  absltest.main()
