@@ -17,12 +17,12 @@ def get_config():
   config.sampling.step_size_rule = 'conditional'
   config.sampling.noise_scale = 1.0
   config.sampling.batch_size = 4096
-  config.train.batch_size = 1024
-  config.train.num_steps = 3000
-  config.train.learning_rate = 2e-3
+  config.train.batch_size = 256
+  config.train.num_steps = 1500
+  config.train.learning_rate = 1e-3
   config.train.warmup_steps = 200
   config.train.cosine_decay = True
-  config.train.sample_every = 1000
+  config.train.sample_every = 1500
   config.train.checkpoint_every = 500
   config.train.keep_every = 0
   return config
