@@ -37,7 +37,7 @@ def get_config():
   model.attention_resolutions = ()  # image sizes at which self-attention follows each block; published option (16,)
   model.remat = False  # recompute activations in the backward pass: less memory, more time
   model.num_layers = 3  # mlp: hidden layers
-  model.num_frequencies = 0  # mlp: sines and cosines of 2^k pi y beside the coordinates
+  model.num_frequencies = 0  # mlp: sines and cosines of 2^k pi y / 4 beside the coordinates
   model.output_scale = 1.0  # mlp: factor of the output; about the s_t^2 of the cleanest level
 
   config.diffusion = ml_collections.ConfigDict()

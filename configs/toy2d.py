@@ -10,7 +10,7 @@ def get_config():
   config.model.name = 'mlp'
   config.model.act = 'swish'
   config.model.spectral_norm = False
-  config.model.num_frequencies = 0
+  config.model.num_frequencies = 4
   config.model.output_scale = 0.02
   config.sampling.num_steps = 20
   config.sampling.step_size = 0.06

@@ -162,7 +162,7 @@ def load(workdir) -> ml_collections.ConfigDict | None:
   try:
     with open(_path(workdir), encoding='utf-8') as file:
       saved = json.load(file)
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return None
   except (OSError, ValueError) as error:
     raise UserError(f'{_path(workdir)} cannot be read ({error}): restore it, or use another --workdir') from error

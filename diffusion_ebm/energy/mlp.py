@@ -23,7 +23,7 @@ class Trunk(nn.Module):
   def __call__(self, y, level, dropout_keys):
     act = layers.ACTIVATIONS[self.act]
     # Waves of the coordinates resolve detail that a plain network learns slowly (Tancik et al. 2020).
-    angles = (jnp.pi * 2.0 ** jnp.arange(self.num_frequencies) * y[..., None]).reshape(len(y), -1)
+    angles = (jnp.pi / 4 * 2.0 ** jnp.arange(self.num_frequencies) * y[..., None]).reshape(len(y), -1)
     h = jnp.concatenate([y, jnp.sin(angles), jnp.cos(angles)], axis=1).astype(self.dtype)
     h = layers.dense(self.ch, 'dense_in', dtype=self.dtype)(h)
     for i in range(self.num_layers):
@@ -40,7 +40,8 @@ class MLP(nn.Module):
   Attributes:
     ch: width of the hidden layers, and size of the level's embedding.
     num_layers: hidden layers.
-    num_frequencies: waves `sin` and `cos` of `2^k pi y`, k = 0 .. num_frequencies - 1, beside each coordinate.
+    num_frequencies: waves `sin` and `cos` of `2^k pi y / 4`, k = 0 .. num_frequencies - 1, beside each coordinate;
+      the slowest does not repeat within [-4, 4], where diffused data lie.
     act: activation, 'swish', 'lrelu' or 'relu'.
     dropout: rate after each hidden activation.
     output_scale: factor of the output: about s_t^2, so that what is learned is of the order of nats.
