@@ -28,7 +28,7 @@ def is_vector(config) -> bool:
 
 def resolve(config) -> ml_collections.ConfigDict:
   """A copy of the configuration with what it leaves open filled in: `model.ch_mult`."""
-  config = ml_collections.ConfigDict(config)
+  config = config.copy_and_resolve_references()
   if not config.model.ch_mult:
     config.model.ch_mult = _CH_MULT.get(config.data.image_size, ())
   return config

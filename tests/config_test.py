@@ -82,6 +82,11 @@ class ConfigsTest(parameterized.TestCase):
     moved = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), state.params, model.state.params)
     self.assertGreater(max(jax.tree.leaves(moved)), 0)
 
+  def test_resolving_leaves_the_original_alone(self):
+    config = get('cifar10')
+    self.assertEqual(config_lib.resolve(config).model.ch_mult, (1, 2, 2, 2))
+    self.assertEqual(config.model.ch_mult, ())
+
   def test_every_default_is_read_by_something(self):
     source = ''.join(pathlib.Path(path).read_text(encoding='utf-8')
                      for path in glob.glob(os.path.join(ROOT, 'diffusion_ebm', '**', '*.py'), recursive=True))

@@ -28,6 +28,24 @@ class MetricsTest(absltest.TestCase):
     levels = [key for key in scalars if key.startswith('level_f/')]
     self.assertLen(levels, 10)
     self.assertAlmostEqual(scalars['level_f/0'], 49.5)
+    # 999 levels are nine groups of 100 and one of 99.
+    self.assertCountEqual(levels, [f'level_f/{100 * i}' for i in range(10)])
+    self.assertAlmostEqual(scalars['level_f/900'], 949.0)
+    counts = np.arange(999) % 3  # of each group, the average is over examples, not over levels
+    scalars = metrics.summarise([step_metrics(999, level_count=counts, level_loss=5.0 * counts)] * 2)
+    self.assertAlmostEqual(scalars['level_loss/500'], 5.0)
+
+  def test_a_group_without_examples_is_left_out(self):
+    counts = np.where(np.arange(999) < 100, 0, 1)
+    scalars = metrics.summarise([step_metrics(999, level_count=counts)])
+    for name in ('level_loss', 'level_f', 'level_displacement'):
+      self.assertNotIn(f'{name}/0', scalars)
+      self.assertLen([key for key in scalars if key.startswith(f'{name}/')], 9)
+
+  def test_records_are_plain_numbers(self):
+    scalars = metrics.summarise([step_metrics(loss=np.float32(0.1), grad_norm=np.float32(0.2))])
+    self.assertEqual({type(value) for value in scalars.values()}, {float})
+    self.assertEqual(json.loads(json.dumps(scalars)), scalars)
 
   def test_trouble_is_named_by_level(self):
     def at(level, value):
@@ -43,11 +61,41 @@ class MetricsTest(absltest.TestCase):
       with self.assertRaisesRegex(DivergedError, message):
         metrics.check(7, step_metrics(**changes), 4)
 
+  def test_limits_are_per_example_and_in_units_of_the_data(self):
+    def moved(total, count, dimension):
+      metrics.check(1, step_metrics(1, level_count=np.array([count]), level_displacement=np.array([total])), dimension)
+
+    moved(399.0, 1, 16)  # a root mean square of 99.75 in 16 dimensions
+    moved(399.0 * 8, 8, 16)
+    with self.assertRaises(DivergedError):
+      moved(401.0, 1, 16)
+    with self.assertRaises(DivergedError):
+      moved(399.0, 1, 15)
+    exploding = {'level_loss': np.array([3e6]), 'level_displacement': np.array([0.0])}
+    metrics.check(1, step_metrics(1, level_count=np.array([4]), **exploding), 16)
+    with self.assertRaisesRegex(DivergedError, 'level 0 exploded'):
+      metrics.check(1, step_metrics(1, level_count=np.array([2]), **exploding), 16)
+
+  def test_levels_without_examples_are_in_no_trouble(self):
+    nobody = {name: np.zeros(6) for name in ('level_count', 'level_loss', 'level_f', 'level_displacement')}
+    metrics.check(1, step_metrics(**nobody), 4)
+
+  def test_a_bad_gradient_names_the_level_of_the_largest_loss(self):
+    losses = np.array([1.0, 2.0, 30.0, 40.0, 5.0, 6.0])
+    counts = np.array([1, 1, 1, 20, 1, 1])
+    with self.assertRaisesRegex(DivergedError, r'not finite at step 9 \(largest loss at level 2\)'):
+      metrics.check(9, step_metrics(level_loss=losses, level_count=counts, grad_norm=np.inf), 4)
+
   def test_negative_losses_are_reported_once(self):
     negative = metrics.NegativeLosses()
     self.assertFalse(negative.reported(-1) or negative.reported(1))
     self.assertEqual([negative.reported(-1) for _ in range(2500)].index(True), 1999)
     self.assertFalse(negative.reported(-1))
+
+  def test_a_positive_loss_starts_the_count_of_negative_ones_again(self):
+    negative = metrics.NegativeLosses()
+    losses = [-1.0] * 1999 + [0.0] + [-1.0] * 2000
+    self.assertEqual([i for i, loss in enumerate(losses) if negative.reported(loss)], [len(losses) - 1])
 
   def test_entries_come_out_later_and_none_is_lost(self):
     lagged = metrics.Lagged(2)
@@ -67,6 +115,16 @@ class MetricsTest(absltest.TestCase):
     with open(path, encoding='utf-8') as file:
       self.assertEqual([json.loads(line) for line in file], [{'step': 1}, {'step': 2}, {'step': 3, 'loss': 0.25}])
     self.assertLen(os.listdir(os.path.join(workdir, 'tensorboard')), 1)
+
+  def test_a_new_run_drops_what_another_left(self):
+    workdir = self.enterContext(tempfile.TemporaryDirectory())
+    for value in (1.0, 2.0):
+      writer = metrics.Writer(workdir, 0)
+      writer.scalars(1, {'loss': value})
+      writer.close()
+    with open(os.path.join(workdir, 'metrics.jsonl'), encoding='utf-8') as file:
+      self.assertEqual(file.read(), '{"step": 1, "loss": 2.0}\n')
+    self.assertNotIn('metrics.jsonl.tmp', os.listdir(workdir))
 
 
 if __name__ == '__main__':
