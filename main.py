@@ -55,7 +55,8 @@ def _parse(argv):
   except flags.Error as error:
     raise UserError(f'command line: {" ".join(str(error).split())}') from error
   except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-    raise UserError(f'command line: the configuration has no key or index {" ".join(str(error).split()).strip("\"'")}') from error
+    key = ' '.join(str(error).split()).strip('"\'')
+    raise UserError(f'command line: the configuration has no key or index {key!r}') from error
   except OSError as error:  # of a --config that is not there
     raise UserError(f'command line: --config: {str(error).splitlines()[-1].strip()}') from error
   if len(rest) > 1:

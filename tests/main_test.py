@@ -1,0 +1,122 @@
+"""The command line, from the outside."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+
+from absl.testing import absltest
+
+from diffusion_ebm import config as config_lib
+from tests import testing
+
+MAIN = os.path.join(testing.ROOT, 'main.py')
+# For many command lines in a row: main.py once for each, in forks of one process that has imported what takes long.
+_FORKS = '''
+import json, os, runpy, sys
+from ml_collections import config_flags
+from diffusion_ebm import sample, train
+for args in json.loads(sys.argv[1]):
+  read, write = os.pipe()
+  if not os.fork():
+    os.dup2(write, 2)
+    sys.argv = ['main.py', *args]
+    runpy.run_path('main.py', run_name='__main__')
+    os._exit(0)
+  os.close(write)
+  with os.fdopen(read) as file:
+    stderr = file.read()
+  print(json.dumps([os.waitstatus_to_exitcode(os.wait()[1]), stderr]), flush=True)
+'''
+
+
+def run(*args, **kwargs):
+  return subprocess.run(
+      [sys.executable, *args], cwd=testing.ROOT, capture_output=True, text=True, check=False,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu'}, **kwargs)
+
+
+class WrongTest(absltest.TestCase):
+
+  def assert_one_line(self, code, stderr, message):
+    self.assertEqual(code, 2, stderr)
+    self.assertRegex(stderr, r'\Aerror: [^\n]*\n\Z')
+    self.assertRegex(stderr, message)
+
+  def setUp(self):
+    super().setUp()
+    self.folder = self.enterContext(tempfile.TemporaryDirectory())
+    self.workdir = os.path.join(self.folder, 'run')
+
+  def test_what_is_wrong_is_one_line_and_nothing_is_written(self):
+    os.mkdir(os.path.join(self.folder, 'empty'))
+    with open(os.path.join(self.folder, 'file'), 'w', encoding='utf-8') as file:
+      file.write('no folder')
+    workdir, digits = f'--workdir={self.workdir}', '--config=configs/digits.py'
+    images = '--config=configs/images.py'
+    cases = [
+        ([workdir, digits, '--config.train.speed=3'], r'command line: the configuration has no key or index .*speed'),
+        ([workdir, digits, '--speed=3'], r"command line: .*Unknown .*'speed'"),
+        ([workdir, digits, '--mode=dance'], r'command line: .*--mode=dance.*train\|sample'),
+        ([workdir, '--config=configs/none.py'], r'command line: --config: .*configs/none\.py'),
+        ([workdir, digits, 'toy2d'], r"command line: 'toy2d' is not a flag"),
+        ([workdir, digits, '--config.train.batch_size=many'], r'command line: .*train\.batch_size=many'),
+        ([workdir, digits, '--num_samples=1.5', '--mode=sample'], r'command line: .*num_samples=1\.5'),
+        ([workdir, digits, '--config.train.batch_size=0'], r'configuration: train\.batch_size is 0, but must be'),
+        ([workdir, digits, '--config.model.ch_mult=(1,1,1,1,1)'], r'data\.image_size is 8, not divisible by 16'),
+        ([workdir, images], r'--config\.data\.path=PATH'),
+        ([workdir, images, f'--config.data.path={self.folder}/nowhere'], r'/nowhere does not exist'),
+        ([workdir, images, f'--config.data.path={self.folder}/empty'], r'/empty holds no images'),
+        ([digits], r'--workdir is missing'),
+        ([f'--workdir={self.folder}/file/run', digits], r'--workdir=.*/file/run cannot be written'),
+        ([workdir, digits, '--mode=sample'], r'/run has no checkpoint: train first'),
+        ([f'--workdir={self.folder}/empty', '--mode=sample'], r'/empty has no checkpoint: train first'),
+        ([workdir, digits, '--mode=sample', '--num_samples=0'], r'--num_samples is 0')]
+    before = testing.contents(self.folder), os.listdir(self.folder)
+    result = run('-c', _FORKS, json.dumps([args for args, _ in cases]))
+    self.assertEqual(result.returncode, 0, result.stderr)
+    for (args, message), line in zip(cases, result.stdout.splitlines(), strict=True):
+      with self.subTest(args[-1]):
+        self.assert_one_line(*json.loads(line), message)
+    self.assertEqual((testing.contents(self.folder), os.listdir(self.folder)), before)
+
+  def test_a_process_of_its_own_says_it_likewise(self):
+    result = run(MAIN, f'--workdir={self.workdir}', '--config.model.depth=3')
+    self.assert_one_line(result.returncode, result.stderr, 'the configuration has no key or index .*depth')
+    self.assertEqual((result.stdout, os.listdir(self.folder)), ('', []))
+
+
+class RunTest(absltest.TestCase):
+
+  def test_ctrl_c_ends_in_one_line_and_the_workdirs_own_configuration_goes_on(self):
+    workdir = self.enterContext(tempfile.TemporaryDirectory())
+    config = testing.digits_config(num_steps=1_000_000, checkpoint_every=1_000_000, sample_every=1_000_000)
+    config_lib.save(config_lib.resolve(config), workdir)
+    with subprocess.Popen(
+        [sys.executable, MAIN, f'--workdir={workdir}'], cwd=testing.ROOT, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {'JAX_PLATFORMS': 'cpu'}) as process:
+      lines = []
+      for line in process.stderr:
+        lines.append(line)
+        if 'training 5/1000000' in line:
+          process.send_signal(signal.SIGINT)
+    self.assertEqual(process.returncode, 130, ''.join(lines))
+    stopped = re.fullmatch(r'error: stopped at step (\d+), which is saved: run the same command .*\n', lines[-1])
+    self.assertIsNotNone(stopped, lines[-1])
+    step = int(stopped[1])
+    self.assertGreaterEqual(step, 5)
+    self.assertEqual(testing.steps_of(workdir), [step])
+
+    result = run(MAIN, f'--workdir={workdir}', f'--config.train.num_steps={step + 2}')
+    self.assertEqual(result.returncode, 0, result.stderr)
+    self.assertIn(f'going on from step {step}\n', result.stderr)
+    self.assertEqual(testing.steps_of(workdir), [step, step + 2])
+    self.assertEqual([record['step'] for record in testing.records(workdir)], list(range(1, step + 3)))
+    self.assertEqual(config_lib.load(workdir).model.ch, 8)
+
+
+if __name__ == '__main__':
+  absltest.main()
