@@ -1,6 +1,6 @@
 """Trains and samples energy-based models by diffusion recovery likelihood.
 
-  python main.py --config=configs/cifar10.py --workdir=runs/cifar10 [--mode=train|sample] [--config.KEY=VALUE ...]
+  python main.py --config=configs/cifar10.py --workdir=runs/cifar10 [--mode=train|sample|grid] [--config.KEY=VALUE ...]
 """
 
 import itertools
@@ -14,13 +14,13 @@ from ml_collections import config_flags
 from diffusion_ebm import config as config_lib
 from diffusion_ebm.errors import UserError
 
-_MODES = ('train', 'sample')
+_MODES = ('train', 'sample', 'grid')
 
 _MODE = flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, samples and logs go.')
 _NUM_SAMPLES = flags.DEFINE_integer('num_samples', 64, 'sample: how many.')
-_SEED = flags.DEFINE_integer('seed', 0, 'sample: of the random numbers; training has --config.seed.')
-_STEP = flags.DEFINE_integer('step', None, 'sample: which checkpoint; the newest by default.')
+_SEED = flags.DEFINE_integer('seed', 0, 'sample, grid: of the random numbers; training has --config.seed.')
+_STEP = flags.DEFINE_integer('step', None, 'sample, grid: which checkpoint; the newest by default.')
 
 _DEFAULT_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'configs', 'digits.py')
 
@@ -73,6 +73,9 @@ def _run(config):
   elif _MODE.value == 'sample':
     from diffusion_ebm import sample
     sample.sample(config, _WORKDIR.value, _NUM_SAMPLES.value, _SEED.value, _STEP.value)
+  elif _MODE.value == 'grid':
+    from diffusion_ebm import grid_density
+    grid_density.grid_density(config, _WORKDIR.value, _SEED.value, _STEP.value)
 
 
 def main():

@@ -26,7 +26,8 @@ def open_for_reading(workdir) -> ocp.CheckpointManager:
     UserError: there is no checkpoint.
   """
   if os.path.isdir(directory(workdir)):
-    manager = ocp.CheckpointManager(directory(workdir), options=ocp.CheckpointManagerOptions(read_only=True))
+    manager = ocp.CheckpointManager(directory(workdir), options=ocp.CheckpointManagerOptions(
+        read_only=True, create=False, save_interval_steps=0))
     if manager.all_steps():
       return manager
   raise UserError(f'{workdir} has no checkpoint: train first, with --mode=train and the same --workdir')

@@ -10,15 +10,16 @@ def samples_dir(workdir) -> str:
   return os.path.join(workdir, 'samples')
 
 
-def make(workdir):
-  """Makes the workdir and its `samples` folder.
+def make(workdir, folder: str = 'samples') -> str:
+  """Makes the workdir and a folder in it, and returns the folder.
 
   Raises:
     UserError: it cannot be written.
   """
   try:
-    os.makedirs(samples_dir(workdir), exist_ok=True)
-    with tempfile.TemporaryFile(dir=workdir):
-      pass
+    path = os.path.join(workdir, folder)
+    os.makedirs(path, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+      return path
   except OSError as error:
     raise UserError(f'--workdir={workdir} cannot be written ({error.strerror}): choose another') from error

@@ -1,0 +1,70 @@
+"""The grid job: how far the learned densities of a two-dimensional run are from the exact ones, level by level."""
+
+import json
+import logging
+import os
+
+import numpy as np
+
+from diffusion_ebm import checkpoints
+from diffusion_ebm import config as config_lib
+from diffusion_ebm import data
+from diffusion_ebm import generate
+from diffusion_ebm import model as model_lib
+from diffusion_ebm import pictures
+from diffusion_ebm import sampling
+from diffusion_ebm import workdir as workdir_lib
+from diffusion_ebm.data import toy
+from diffusion_ebm.density import grid
+from diffusion_ebm.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+_GRID = 500
+_NUM_POINTS = 4000
+
+
+def grid_density(config, workdir: str, seed: int, step: int | None = None) -> np.ndarray:
+  """Normalises each level's density by quadrature and compares it with the exact diffused density.
+
+  Writes `density/grid.json` (`step`, `kl`: nats for each level from the cleanest, `grid`: points on an axis) and
+  `density/grid.png`.
+
+  Args:
+    config: the configuration, of two-dimensional data.
+    workdir: of a training job.
+    seed: of the samples in the picture.
+    step: the checkpoint's, or None for the newest.
+
+  Returns:
+    KL(data || model) of `y_t` for each level, (T,), in nats.
+
+  Raises:
+    UserError: something that the user can mend.
+  """
+  config = config_lib.resolve(config)
+  config_lib.check(config, 1)
+  if not config_lib.is_vector(config):
+    raise UserError(f'--mode=grid is for two-dimensional data, not for {config.data.name}: use configs/toy2d.py')
+  config_lib.check_same_run(config, workdir, free=('seed', 'train'))
+  manager = checkpoints.open_for_reading(workdir)
+  model = model_lib.build(config)
+  state, _ = checkpoints.restore(manager, model.state, step)
+  manager.close()
+
+  points, area = grid.make_grid(_GRID)
+  learned = grid.model_log_densities(model.levels, model.network, generate.ema_weights(state), points, area)
+  exact = grid.exact_log_densities(model.levels, toy.distribution(config.data.distribution), points)
+  kl = grid.kl(exact, learned, area)
+
+  folder = workdir_lib.make(workdir, 'density')
+  with open(os.path.join(folder, 'grid.json'), 'w', encoding='utf-8') as file:
+    json.dump({'step': int(state.step), 'kl': kl.tolist(), 'grid': _GRID}, file)
+  keep = sampling.shown_levels(model.levels.num_models)
+  _, path = generate.Sampler(model, config, _NUM_POINTS, keep)(state, seed, 0, _NUM_POINTS)
+  examples = data.load_source(config.data, 'test').read(np.arange(_NUM_POINTS))
+  pictures.save_png(os.path.join(folder, 'grid.png'), generate.picture_of_levels(
+      model, state, path, examples, keep, toy.distribution(config.data.distribution)))
+  _log.info('KL(data || model) in nats at step %d, from the cleanest level: %s; picture in %s', int(state.step),
+            ' '.join(f'{value:.3f}' for value in kl), os.path.join(folder, 'grid.png'))
+  return kl
