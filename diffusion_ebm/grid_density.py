@@ -6,13 +6,9 @@ import os
 
 import numpy as np
 
-from diffusion_ebm import checkpoints
+from diffusion_ebm import checkpoints, data, generate, pictures, sampling
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import data
-from diffusion_ebm import generate
 from diffusion_ebm import model as model_lib
-from diffusion_ebm import pictures
-from diffusion_ebm import sampling
 from diffusion_ebm import workdir as workdir_lib
 from diffusion_ebm.data import toy
 from diffusion_ebm.density import grid

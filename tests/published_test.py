@@ -6,7 +6,10 @@ relative, 2e-3 after a chain.
 
 import functools
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 from absl.testing import absltest, parameterized
 import jax
@@ -51,8 +54,7 @@ def variant(name):
   levels = recovery.make_levels(6, meta['step_size_b_square'])
   t = jnp.asarray(given['t'])
 
-  @jax.jit
-  def compute(params, u, x, noise_x_t, noise_x_next, langevin_noise):
+  def compute(params, u, t, x, noise_x_t, noise_x_next, langevin_noise):
     u = spectral_norm.iterate(params, u)
     f = energy.at_level(network, spectral_norm.normalise(params, u), t)
     x_t, x_next = noise_levels.diffuse_pair(levels.noise, x, t, noise_x_t, noise_x_next)
@@ -64,12 +66,21 @@ def variant(name):
       return jnp.mean(losses), (losses, f_pos)
 
     (mean, (losses, f_pos)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    return {
-        'f': f(x), 'grad_f': jax.grad(lambda y: jnp.sum(f(y)))(x), 'x_t': x_t, 'x_t_plus_1': x_next,
-        'x_neg': x_neg, 'loss': mean, 'losses': losses, 'f_pos': f_pos, 'grads': grads}
+    mean, grads = jax.lax.pmean((mean, grads), 'devices')
+    each = {'f': f(x), 'grad_f': jax.grad(lambda y: jnp.sum(f(y)))(x), 'x_t': x_t, 'x_t_plus_1': x_next,
+            'x_neg': x_neg, 'losses': losses, 'f_pos': f_pos}
+    return each, {'loss': mean, 'grads': grads}
 
-  ours = compute(params, u, given['x'], given['noise_x_t'], given['noise_x_t_plus_1'], given['langevin_noise'])
-  return given, ours, network, params
+  # The batch is split over however many devices there are.
+  devices = jax.local_device_count()
+
+  def split(array, axis=0):
+    return np.stack(np.split(np.asarray(array), devices, axis))
+
+  each, mean = jax.pmap(compute, axis_name='devices', in_axes=(None, None, 0, 0, 0, 0, 0), out_axes=(0, None))(
+      params, u, split(t), split(given['x']), split(given['noise_x_t']), split(given['noise_x_t_plus_1']),
+      split(given['langevin_noise'], 1))
+  return given, {name: np.concatenate(parts) for name, parts in each.items()} | mean, network, params
 
 
 class PublishedTest(parameterized.TestCase):
@@ -131,6 +142,14 @@ class PublishedTest(parameterized.TestCase):
       for part in (*path, 'kernel'):
         grad = grad[part]
       assert_close(grad, given[f'grad_loss/{layer}/kernel'], 2e-3)
+
+  def test_all_of_this_holds_on_two_devices(self):
+    # A process of its own: the number of devices is fixed when JAX starts.
+    result = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-n0', '-k', 'not two_devices', __file__], capture_output=True, text=True,
+        env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'JAX_PLATFORMS': 'cpu'}, check=False)
+    self.assertEqual(result.returncode, 0, result.stdout)
+    self.assertRegex(result.stdout, r'\d\d passed')
 
   def test_a_name_that_is_no_weight_is_refused(self):
     with self.assertRaisesRegex(ValueError, 'momentum'):

@@ -139,6 +139,44 @@ class RecoveryTest(parameterized.TestCase):
     np.testing.assert_allclose(f_pos, 1.0, rtol=1e-6)
     np.testing.assert_allclose(loss, 2 * sigma[1] / sigma[1:], rtol=1e-6)
 
+  def test_gradient_tends_to_that_of_denoising_score_matching_as_the_noise_vanishes(self):
+    # Everything by quadrature: y = a x for normal x, x_next = y + sigma eps, and a quartic model F = -theta y^4 / 4.
+    theta, step_variance = 1.5, 0.01
+    nodes, weights = np.polynomial.hermite_e.hermegauss(24)
+    weights = np.outer(weights, weights).ravel() / (2 * np.pi)
+    differences = []
+    for sigma in (0.2, 0.1, 0.05):
+      noise = noise_levels.from_retention(np.sqrt(1 - np.array([0.01, sigma, 0.5])**2))
+      levels = recovery.Levels(noise, np.full(2, step_variance))
+      y, eps = (part.ravel()[:, None] for part in np.meshgrid(noise.a_y[1] * DATA_STD * nodes, nodes))
+      x_next = y + sigma * eps
+
+      def f(theta, y):
+        return -step_variance * theta * jnp.sum(y**4, axis=-1) / 4
+
+      # The conditional of each x_next on a grid of its own.
+      grid = x_next + sigma * np.linspace(-7, 7, 401)
+      log_density = jax.vmap(
+          lambda y, f=f, levels=levels, x_next=x_next: recovery.conditional_log_density(
+              levels, lambda y: f(theta, y), y[:, None], x_next, jnp.zeros(len(y), int)), 1, 1)(grid)
+      density = jax.nn.softmax(log_density, axis=1)
+
+      def recovery_loss(theta, f=f, levels=levels, y=y, grid=grid, density=density, a=noise.a_y[1]):
+        def each(column):
+          return recovery.recovery_loss(
+              levels, lambda y: f(theta, y), y / a, column[:, None] / a, jnp.zeros(len(y), int))[0]
+        return jnp.sum(weights * jnp.sum(density * jax.vmap(each, 1, 1)(grid), axis=1)) / step_variance
+
+      def score_matching_loss(theta, y=y, x_next=x_next, sigma=sigma):
+        score = -theta * x_next**3
+        return jnp.sum(weights * jnp.sum((y - x_next - sigma**2 * score)**2, axis=1)) / (2 * sigma**2)
+
+      ours, theirs = jax.grad(recovery_loss)(theta), jax.grad(score_matching_loss)(theta)
+      differences.append(abs(float(ours / theirs) - 1))
+    # Both are of order sigma^2; they differ by the next order.
+    self.assertLess(differences[2], 0.02)
+    np.testing.assert_array_less(differences[1:], 0.5 * np.array(differences[:-1]))
+
   def test_ancestral_sampling_with_exact_energies_returns_the_data(self):
     levels = recovery.make_levels(6, 0.06, 'conditional')
     n = 10_000
