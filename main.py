@@ -41,7 +41,8 @@ def _define_config(argv):
     saved = config_lib.load(_workdir(argv))
   if saved is not None:
     return config_flags.DEFINE_config_dict('config', saved.lock())
-  return config_flags.DEFINE_config_file('config', _DEFAULT_CONFIG, 'The configuration.', lock_config=True)
+  return config_flags.DEFINE_config_file(
+      'config', _DEFAULT_CONFIG, 'The configuration; configs/default.py has its keys.', lock_config=True)
 
 
 def _parse(argv):
@@ -55,10 +56,14 @@ def _parse(argv):
   except flags.Error as error:
     raise UserError(f'command line: {" ".join(str(error).split())}') from error
   except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-    key = ' '.join(str(error).split()).strip('"\'')
-    raise UserError(f'command line: the configuration has no key or index {key!r}') from error
+    while error.args and isinstance(error.args[0], Exception):  # ml_collections wraps the one that says most
+      error = error.args[0]
+    said = ' '.join(str(error.args[0] if error.args else error).split())
+    raise UserError(f'command line: no such configuration key: {said}') from error
   except OSError as error:  # of a --config that is not there
-    raise UserError(f'command line: --config: {str(error).splitlines()[-1].strip()}') from error
+    names = sorted(name[:-3] for name in os.listdir(os.path.dirname(_DEFAULT_CONFIG)) if name.endswith('.py'))
+    there = ', '.join(name for name in names if name not in ('__init__', 'default'))
+    raise UserError(f'command line: --config: {str(error).splitlines()[-1].strip()}; configs/ has {there}') from error
   if len(rest) > 1:
     raise UserError(f'command line: {rest[1]!r} is not a flag; flags begin with --')
   return config
@@ -81,6 +86,7 @@ def _run(config):
 def main():
   logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.WARNING, force=True)
   logging.getLogger('diffusion_ebm').setLevel(logging.INFO)
+  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax explains itself there
   try:
     _run(_parse(sys.argv))
   except UserError as error:

@@ -46,7 +46,7 @@ def get_config():
   config.sampling = sampling = ml_collections.ConfigDict()
   sampling.num_steps = 30  # K, Langevin steps at each level
   sampling.generation_steps = 0  # K in generation, 0 for num_steps; a little trained model gains from longer chains
-  sampling.step_size = 2e-4  # b^2
+  sampling.step_size = 2e-4  # b^2; docs/step_sizes.md
   sampling.step_size_rule = 'cumulative'  # or conditional: s_t^2 = b^2 sigma_{t+1}^2, without sbar_t / sbar_0
   sampling.noise_scale = 0.99  # eta in generation; training always uses 1
   sampling.batch_size = 256  # samples drawn at once, over all devices

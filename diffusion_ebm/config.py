@@ -191,4 +191,6 @@ def check_same_run(config, workdir, free=()):
       if ours.get(key) != theirs.get(key) and key not in skip and key not in free and key.split('.')[0] not in free]
   if differing:
     listed = ', '.join(f'{key} ({theirs.get(key)!r} there, {ours.get(key)!r} here)' for key in differing)
-    raise UserError(f'{workdir} belongs to another configuration: {listed}; use another --workdir')
+    cosine = 'train.num_steps' in differing
+    why = ' (with cosine decay, the length of the run shapes its learning rate)' if cosine else ''
+    raise UserError(f'{workdir} belongs to another configuration: {listed}{why}; use another --workdir')

@@ -4,11 +4,12 @@ import jax
 import numpy as np
 
 from diffusion_ebm import parallel, pictures, sampling, train_step
+from diffusion_ebm.data import toy
 from diffusion_ebm.density import grid
 from diffusion_ebm.energy import spectral_norm
 
-# Keeps the random numbers of generation apart from those of training.
-_STREAM = 0x5A3D
+# Keep the random numbers of generation, and of the data beside it, apart from those of training.
+_STREAM, _DATA_STREAM = 0x5A3D, 0xDA7A
 # The parameters' average has no power iteration of its own: enough steps for it to converge again.
 _POWER_ITERATIONS = 30
 
@@ -19,9 +20,9 @@ def ema_weights(state: train_step.TrainState):
   return spectral_norm.normalise(state.ema_params, u)
 
 
-def sample_keys(seed: int, index):
+def sample_keys(seed: int, index, stream: int = _STREAM):
   """The key of each sample: of the seed and the sample's number, int (B,), alone."""
-  base = jax.random.fold_in(jax.random.key(seed), _STREAM)
+  base = jax.random.fold_in(jax.random.key(seed), stream)
   return jax.vmap(lambda i: jax.random.fold_in(base, i))(index)
 
 
@@ -73,27 +74,39 @@ def picture_of_samples(samples: np.ndarray) -> np.ndarray:
   return pictures.image_grid(samples[:256]) if samples.ndim > 2 else pictures.point_cloud(samples)
 
 
-def picture_of_levels(model, state, path, data, keep, distribution=None) -> np.ndarray:
-  """Samples level by level above diffused data; with a known distribution, its densities beside the learned ones.
+def grid_densities(model, config, size: int = 250):
+  """A function from the state to the densities of a two-dimensional run on a grid of `size` x `size` points.
+
+  It returns `(learned, exact, kl)` as of `diffusion_ebm.density.grid`.
+  """
+  points, area = grid.make_grid(size)
+  exact = grid.exact_log_densities(model.levels, toy.distribution(config.data.distribution), points)
+
+  def densities(state):
+    learned = grid.model_log_densities(model.levels, model.network, ema_weights(state), points, area)
+    return learned, exact, grid.kl(exact, learned, area)
+
+  return densities
+
+
+def picture_of_levels(model, path, data, keep, densities=None) -> np.ndarray:
+  """Samples level by level above diffused data and, where given, learned and exact densities.
 
   Args:
     model: of `diffusion_ebm.model.build`.
-    state: the training state.
     path: samples at the levels `keep`, (L, N, ...), of `Sampler`.
     data: as many examples, (N, ...), of the source.
     keep: the levels.
-    distribution: of the data, where its density is known.
+    densities: of `grid_densities`.
 
   Returns:
     uint8 (H, W, 3).
   """
   x = np.asarray(train_step.to_unit_range(data))
-  diffused = np.asarray(sampling.diffused(model.levels, x, sample_keys(0, np.arange(len(x))), keep))
+  keys = sample_keys(0, np.arange(len(x)), _DATA_STREAM)
+  diffused = np.asarray(sampling.diffused(model.levels, x, keys, keep))
   if x.ndim > 2:
     return pictures.image_levels(np.asarray(sampling.to_uint8(path)), np.asarray(sampling.to_uint8(diffused)), keep)
-  if distribution is None or model.levels.num_models > 10:
+  if densities is None or model.levels.num_models > 10:
     return pictures.point_levels(path, diffused, keep)
-  points, area = grid.make_grid()
-  learned = grid.model_log_densities(model.levels, model.network, ema_weights(state), points, area)
-  exact = grid.exact_log_densities(model.levels, distribution, points)
-  return pictures.point_levels(path, diffused, keep, learned, exact, grid.kl(exact, learned, area))
+  return pictures.point_levels(path, diffused, keep, *densities, model.levels.noise.a_y[1:])

@@ -10,8 +10,6 @@ from diffusion_ebm import checkpoints, data, generate, pictures, sampling
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 from diffusion_ebm import workdir as workdir_lib
-from diffusion_ebm.data import toy
-from diffusion_ebm.density import grid
 from diffusion_ebm.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -42,16 +40,15 @@ def grid_density(config, workdir: str, seed: int, step: int | None = None) -> np
   config_lib.check(config, 1)
   if not config_lib.is_vector(config):
     raise UserError(f'--mode=grid is for two-dimensional data, not for {config.data.name}: use configs/toy2d.py')
-  config_lib.check_same_run(config, workdir, free=('seed', 'train'))
+  config_lib.check_same_run(config, workdir, free=('seed', 'train', 'sampling.num_steps'))
   manager = checkpoints.open_for_reading(workdir)
   model = model_lib.build(config)
   state, _ = checkpoints.restore(manager, model.state, step)
   manager.close()
 
-  points, area = grid.make_grid(_GRID)
-  learned = grid.model_log_densities(model.levels, model.network, generate.ema_weights(state), points, area)
-  exact = grid.exact_log_densities(model.levels, toy.distribution(config.data.distribution), points)
-  kl = grid.kl(exact, learned, area)
+  _log.info('quadrature on %d x %d points', _GRID, _GRID)
+  densities = generate.grid_densities(model, config, _GRID)(state)
+  kl = densities[2]
 
   folder = workdir_lib.make(workdir, 'density')
   with open(os.path.join(folder, 'grid.json'), 'w', encoding='utf-8') as file:
@@ -59,8 +56,8 @@ def grid_density(config, workdir: str, seed: int, step: int | None = None) -> np
   keep = sampling.shown_levels(model.levels.num_models)
   _, path = generate.Sampler(model, config, _NUM_POINTS, keep)(state, seed, 0, _NUM_POINTS)
   examples = data.load_source(config.data, 'test').read(np.arange(_NUM_POINTS))
-  pictures.save_png(os.path.join(folder, 'grid.png'), generate.picture_of_levels(
-      model, state, path, examples, keep, toy.distribution(config.data.distribution)))
+  pictures.save_png(
+      os.path.join(folder, 'grid.png'), generate.picture_of_levels(model, path, examples, keep, densities))
   _log.info('KL(data || model) in nats at step %d, from the cleanest level: %s; picture in %s', int(state.step),
             ' '.join(f'{value:.3f}' for value in kl), os.path.join(folder, 'grid.png'))
   return kl

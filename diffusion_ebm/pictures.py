@@ -85,7 +85,7 @@ def point_cloud(points: np.ndarray) -> np.ndarray:
 
 
 def point_levels(generated, data, levels: tuple[int, ...], model_log_density=None, exact_log_density=None,
-                 kl=None) -> np.ndarray:
+                 kl=None, a_y=None) -> np.ndarray:
   """Two-dimensional samples, diffused data and, where given, densities, from white noise to the result.
 
   Args:
@@ -95,9 +95,11 @@ def point_levels(generated, data, levels: tuple[int, ...], model_log_density=Non
     model_log_density: normalised log density of the models on `density.grid.make_grid`, (T, size * size).
     exact_log_density: the exact one, likewise.
     kl: KL(exact || model) of each model, (T,), in nats.
+    a_y: of each model, (T,); the densities are those of `y_t = a_y x_t`, and are drawn where `x_t` is.
 
   Returns:
-    A picture; the densities are those of `y_t = a_{t+1} x_t`, all models of a level on one scale.
+    A picture; the axes reach to 1.6 at level 0 and to 3.2 elsewhere, the colours of a level are those of the exact
+    density.
   """
   radius = 1.6
   with_density = model_log_density is not None
@@ -114,7 +116,7 @@ def point_levels(generated, data, levels: tuple[int, ...], model_log_density=Non
         axes[row, column].axis('off')
         continue
       size = math.isqrt(log_density.shape[1])
-      edge = density_grid.HALF_WIDTH
+      edge = density_grid.HALF_WIDTH / a_y[level]
       axes[row, column].imshow(
           np.exp(log_density[level]).reshape(size, size).T, origin='lower', extent=(-edge, edge, -edge, edge),
           vmin=0, vmax=np.exp(exact_log_density[level].max()), cmap='magma')

@@ -9,7 +9,6 @@ from diffusion_ebm import checkpoints, data, generate, pictures, sampling
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 from diffusion_ebm import workdir as workdir_lib
-from diffusion_ebm.data import toy
 from diffusion_ebm.errors import UserError
 from diffusion_ebm.progress import Progress
 
@@ -75,7 +74,6 @@ def sample(config, workdir: str, num_samples: int, seed: int, step: int | None =
     path = path[:, :_NUM_IN_LEVELS]
   source = data.load_source(config.data, 'train')
   examples = source.read(np.random.default_rng(seed).integers(len(source), size=path.shape[1]))
-  distribution = toy.distribution(config.data.distribution) if config_lib.is_vector(config) else None
-  pictures.save_png(
-      base + '_levels.png', generate.picture_of_levels(model, state, path, examples, keep, distribution))
+  densities = generate.grid_densities(model, config)(state) if config_lib.is_vector(config) else None
+  pictures.save_png(base + '_levels.png', generate.picture_of_levels(model, path, examples, keep, densities))
   _log.info('%d samples (mean %.3f) in %s.npz, pictures beside it', len(samples), samples.mean(), base)

@@ -12,7 +12,6 @@ from diffusion_ebm import checkpoints, data, generate, interrupts, metrics, para
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 from diffusion_ebm import workdir as workdir_lib
-from diffusion_ebm.data import toy
 from diffusion_ebm.errors import InterruptedRun
 from diffusion_ebm.progress import Progress
 
@@ -44,18 +43,20 @@ def train(config, workdir: str):
 
   # The state, new or continued.
   model = model_lib.build(config)
-  _log.info('%d examples of shape %s; the network:\n%s', len(source), source.shape,
-            parameter_overview.get_parameter_overview(model.state.params, include_stats=False))
   manager = checkpoints.open_for_writing(workdir, config.train.keep_checkpoints, config.train.keep_every)
   state, batches_read = model.state, 0
   if manager.latest_step() is not None:
     state, batches_read = checkpoints.restore(manager, model.state)
   step = int(state.step)
   if step >= config.train.num_steps:
-    _log.info('already trained to step %d of %d: nothing to do; raise --config.train.num_steps to go on, or '
-              'draw samples with --mode=sample', step, config.train.num_steps)
+    longer = ('a longer run with cosine decay needs another --workdir' if config.train.cosine_decay
+              else 'raise --config.train.num_steps to go on')
+    _log.info('already trained to step %d of %d: nothing to do; draw samples with --mode=sample; %s',
+              step, config.train.num_steps, longer)
     manager.close()
     return
+  _log.info('%d examples of shape %s; the network:\n%s', len(source), source.shape,
+            parameter_overview.get_parameter_overview(state.params, include_stats=False))
   if step:
     _log.info('going on from step %d', step)
 
@@ -85,6 +86,7 @@ def train(config, workdir: str):
           raise InterruptedRun(f'stopped at step {step}, which is saved: run the same command again to go on')
         if step == config.train.num_steps or step % config.train.sample_every == 0:
           with report.pause():
+            progress.line('drawing samples')
             picture(step, state)
         batch = next(batches)
   finally:
@@ -176,11 +178,11 @@ def _make_picture(config, model, source, workdir, writer):
   count = _NUM_POINTS if vector else _NUM_IMAGES
   examples = source.read(np.random.default_rng(config.seed).integers(len(source), size=count))
   sampler = generate.Sampler(model, config, count, keep)
-  distribution = toy.distribution(config.data.distribution) if vector else None
+  densities = generate.grid_densities(model, config) if vector else None
 
   def picture(step, state):
     _, path = sampler(state, config.seed, 0, count)
-    levels = generate.picture_of_levels(model, state, path, examples, keep, distribution)
+    levels = generate.picture_of_levels(model, path, examples, keep, densities and densities(state))
     pictures.save_png(os.path.join(workdir_lib.samples_dir(workdir), f'training_{step:08d}.png'), levels)
     writer.picture(step, 'samples', levels)
 

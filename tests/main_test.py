@@ -58,7 +58,7 @@ class WrongTest(absltest.TestCase):
     workdir, digits = f'--workdir={self.workdir}', '--config=configs/digits.py'
     images = '--config=configs/images.py'
     cases = [
-        ([workdir, digits, '--config.train.speed=3'], r'command line: the configuration has no key or index .*speed'),
+        ([workdir, digits, '--config.train.speed=3'], r'command line: no such configuration key: .*speed'),
         ([workdir, digits, '--speed=3'], r"command line: .*Unknown .*'speed'"),
         ([workdir, digits, '--mode=dance'], r'command line: .*--mode=dance.*train\|sample'),
         ([workdir, '--config=configs/none.py'], r'command line: --config: .*configs/none\.py'),

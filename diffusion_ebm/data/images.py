@@ -59,7 +59,7 @@ def load(data, split):
   )
   _report(failures, names, data)
   good = np.setdiff1d(np.arange(len(names)), list(failures))
-  _check_colours(colours[good], data)
+  _check_colours(colours[good], [names[n] for n in good], data)
   labels = None if labels is None else labels[good]
   if in_memory:
     return ArraySource(_compact(images, good), labels)
@@ -97,7 +97,7 @@ def _choose_split(names, data, split):
     )
   elif split in present:
     _log.info(
-      'no folder %r in %s: training on all %d images', folders[split], data.path, len(names)
+      'no folder %r in %s: training on everything in it (%d files)', folders[split], data.path, len(names)
     )
   chosen = [name for name in inner if name.startswith(prefix)]
   classes = [name[len(prefix) :].rpartition('/')[0].partition('/')[0] for name in chosen]
@@ -145,12 +145,16 @@ def _report(failures, names, data):
   )
 
 
-def _check_colours(colours, data):
+def _check_colours(colours, names, data):
   """Refuses to paint grey images among colour ones; all to grey is what one channel asks for."""
   num_colour = int(np.sum(colours))
   num_grey = len(colours) - num_colour
   if data.num_channels == 3 and num_colour and num_grey:
+    rarer = num_colour < num_grey
+    some = ', '.join(names[n] for n in np.flatnonzero(np.asarray(colours, bool) == rarer)[:_NAMES_SHOWN])
+    more = ', ...' if min(num_grey, num_colour) > _NAMES_SHOWN else ''
     raise UserError(
-      f'{data.path} mixes {num_grey} grey and {num_colour} colour images: separate them, or turn '
+      f'{data.path} mixes {num_grey} grey and {num_colour} colour images: separate them (the '
+      f'{"colour" if rarer else "grey"} ones are {some}{more}), or turn '
       'all to grey with --config.data.num_channels=1'
     )
