@@ -85,7 +85,7 @@ class WrongTest(absltest.TestCase):
 
   def test_a_process_of_its_own_says_it_likewise(self):
     result = run(MAIN, f'--workdir={self.workdir}', '--config.model.depth=3')
-    self.assert_one_line(result.returncode, result.stderr, 'the configuration has no key or index .*depth')
+    self.assert_one_line(result.returncode, result.stderr, 'no such configuration key: .*depth')
     self.assertEqual((result.stdout, os.listdir(self.folder)), ('', []))
 
 
