@@ -1,0 +1,1 @@
+"""Evaluation: features of images, scores from features, baselines, and their report."""

@@ -1,0 +1,198 @@
+"""The published weights of the Inception network: fetched, checked, and read without executing what is in them."""
+
+import collections
+import hashlib
+import io
+import logging
+import os
+import pickle
+import urllib.request
+import zipfile
+
+from flax import traverse_util
+import numpy as np
+
+from diffusion_ebm.errors import UserError
+from diffusion_ebm.progress import Progress
+
+_log = logging.getLogger(__name__)
+
+NAME = 'pt_inception-2015-12-05-6726825d.pth'
+URL = f'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}'
+SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
+_BYTES = 95_628_359
+
+_EPSILON = 1e-3  # of the batch normalisation
+_CHUNK = 2**20
+
+# The first object in a file of PyTorch before 1.6.
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_DTYPES = {'FloatStorage': '<f4', 'DoubleStorage': '<f8', 'HalfStorage': '<f2', 'LongStorage': '<i8',
+           'IntStorage': '<i4', 'ShortStorage': '<i2', 'ByteStorage': 'u1', 'CharStorage': 'i1', 'BoolStorage': '?'}
+
+
+def find(path: str) -> str:
+  """The file of weights: `path`, or the published one, downloaded into the user's cache when it is not there yet.
+
+  Raises:
+    UserError: there is no such file, or it cannot be downloaded, or what came is not what was published.
+  """
+  if path:
+    if not os.path.isfile(path):
+      raise UserError(f'--config.eval.inception_weights={path} does not exist: it should be a copy of {URL}')
+    return path
+  cache = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+  path = os.path.join(cache, 'diffusion_ebm', NAME)
+  if not os.path.exists(path):
+    _download(path)
+  return path
+
+
+def _download(path):
+  partial = f'{path}.{os.getpid()}'
+  advice = f'fetch {URL} elsewhere and name the file with --config.eval.inception_weights='
+  try:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with urllib.request.urlopen(URL, timeout=30) as response, open(partial, 'wb') as file:
+      progress = Progress('downloading the Inception weights', _BYTES, unit='byte')
+      while chunk := response.read(_CHUNK):
+        file.write(chunk)
+        progress.update(len(chunk))
+        progress.line(always=False)
+      progress.close()
+    found = sha256(partial)
+    if found != SHA256:
+      raise UserError(f'what {URL} gave is damaged (SHA-256 {found[:8]}..., not {SHA256[:8]}...): try again, or {advice}')
+    os.replace(partial, path)
+  except OSError as error:
+    raise UserError(f'the Inception weights cannot be downloaded ({error}): {advice}') from error
+  finally:
+    if os.path.exists(partial):
+      os.remove(partial)
+
+
+def sha256(path: str) -> str:
+  """The SHA-256 of a file, in hexadecimal."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def load(path: str):
+  """Reads the network's parameters, batch normalisation folded into the convolutions.
+
+  Args:
+    path: a file of `torch.save`, of either format.
+
+  Returns:
+    The `params` of `inception.Inception`, float32.
+
+  Raises:
+    UserError: the file is not one of Inception weights.
+  """
+  try:
+    return from_arrays(read_torch(path))
+  except (OSError, EOFError, KeyError, IndexError, TypeError, ValueError, AttributeError, pickle.UnpicklingError,
+          zipfile.BadZipFile) as error:
+    raise UserError(f'{path} cannot be read as Inception weights ({error}): it should be a copy of {URL}') from error
+
+
+def from_arrays(arrays: dict[str, np.ndarray]):
+  """Turns weights with PyTorch's names into the `params` of `inception.Inception`.
+
+  Args:
+    arrays: for each layer `LAYER.conv.weight` (O, I, H, W) and `LAYER.bn.weight`, `bias`, `running_mean`,
+      `running_var` (O,); `fc.weight` (1008, 2048), `fc.bias`.
+
+  Returns:
+    The parameters.
+
+  Raises:
+    KeyError: a weight is missing.
+  """
+  params = {('fc', 'kernel'): arrays['fc.weight'].T, ('fc', 'bias'): arrays['fc.bias']}
+  for name, kernel in arrays.items():
+    if not name.endswith('.conv.weight'):
+      continue
+    layer = name.removesuffix('.conv.weight')
+    scale, shift, mean, variance = (
+        arrays[f'{layer}.bn.{part}'].astype(np.float64) for part in ('weight', 'bias', 'running_mean', 'running_var'))
+    scale = scale / np.sqrt(variance + _EPSILON)
+    path = tuple(layer.split('.')) if '.' in layer else ('stem', layer)
+    params[(*path, 'kernel')] = kernel.transpose(2, 3, 1, 0) * scale
+    params[(*path, 'bias')] = shift - mean * scale
+  return traverse_util.unflatten_dict({path: np.asarray(value, np.float32) for path, value in params.items()})
+
+
+def read_torch(path: str) -> dict[str, np.ndarray]:
+  """Reads a dictionary of tensors as `torch.save` writes it, without PyTorch.
+
+  Nothing in the file is executed: the only names that its pickle may call are those that rebuild a tensor.
+
+  Raises:
+    pickle.UnpicklingError: the pickle calls anything else.
+    ValueError: it is another kind of file.
+  """
+  if zipfile.is_zipfile(path):
+    with zipfile.ZipFile(path) as archive:
+      pickled = next((name for name in archive.namelist() if name.endswith('/data.pkl')), None)
+      if pickled is None:
+        raise ValueError('a zip without data.pkl')
+      root = pickled.removesuffix('data.pkl')
+      tensors = _Unpickler(io.BytesIO(archive.read(pickled))).load()
+      return _resolve(tensors, lambda storage: archive.read(f'{root}data/{storage.key}'))
+  with open(path, 'rb') as file:
+    if _Unpickler(file).load() != _LEGACY_MAGIC:
+      raise ValueError('not a file of PyTorch')
+    _Unpickler(file).load()  # version of the protocol
+    _Unpickler(file).load()  # sizes of C types
+    unpickler = _Unpickler(file)
+    tensors = unpickler.load()
+    storages = {}
+    for key in _Unpickler(file).load():
+      count = int.from_bytes(file.read(8), 'little')
+      storages[key] = file.read(count * np.dtype(unpickler.dtypes[key]).itemsize)
+    return _resolve(tensors, lambda storage: storages[storage.key])
+
+
+_Storage = collections.namedtuple('_Storage', ['key', 'dtype'])
+_Tensor = collections.namedtuple('_Tensor', ['storage', 'offset', 'shape', 'strides'])
+
+
+class _Unpickler(pickle.Unpickler):
+  """Knows nothing but dictionaries, plain values and tensors."""
+
+  def __init__(self, file):
+    super().__init__(file, encoding='utf-8')
+    self.dtypes = {}
+
+  def find_class(self, module, name):
+    if (module, name) == ('collections', 'OrderedDict'):
+      return collections.OrderedDict
+    if (module, name) == ('torch._utils', '_rebuild_tensor_v2'):
+      return lambda storage, offset, shape, strides, *_: _Tensor(storage, offset, shape, strides)
+    if (module, name) == ('torch._utils', '_rebuild_parameter'):
+      return lambda tensor, *_: tensor
+    if module == 'torch' and name in _DTYPES:
+      return _DTYPES[name]
+    raise pickle.UnpicklingError(f'it calls {module}.{name}, which no file of weights needs')
+
+  def persistent_load(self, pid):
+    kind, dtype, key = pid[:3]
+    if kind != 'storage' or dtype not in _DTYPES.values():
+      raise pickle.UnpicklingError('unknown kind of object')
+    self.dtypes[key] = dtype
+    return _Storage(key, dtype)
+
+
+def _resolve(tensors, read):
+  """The arrays of a dictionary of `_Tensor`; `read` gives the bytes of a storage."""
+  arrays = {}
+  for name, tensor in tensors.items():
+    values = np.frombuffer(read(tensor.storage), tensor.storage.dtype)
+    size = values.itemsize
+    end = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)) + 1
+    if any(n < 0 for n in (tensor.offset, *tensor.shape, *tensor.strides)) or end > len(values):
+      raise ValueError(f'{name} reaches beyond its storage')
+    arrays[name] = np.lib.stride_tricks.as_strided(
+        values[tensor.offset:], tensor.shape, [s * size for s in tensor.strides]).copy()
+  return arrays
