@@ -1,6 +1,6 @@
 """Trains and samples energy-based models by diffusion recovery likelihood.
 
-  python main.py --config=configs/cifar10.py --workdir=runs/cifar10 [--mode=train|sample|grid] [--config.KEY=VALUE ...]
+  python main.py --config=configs/cifar10.py --workdir=runs/cifar10 [--mode=train|sample|grid|eval] [--config.KEY=VALUE]
 """
 
 import itertools
@@ -9,18 +9,21 @@ import os
 import sys
 
 from absl import app, flags
+import ml_collections
 from ml_collections import config_flags
 
+from configs import default
 from diffusion_ebm import config as config_lib
 from diffusion_ebm.errors import UserError
 
-_MODES = ('train', 'sample', 'grid')
+_MODES = ('train', 'sample', 'grid', 'eval')
 
 _MODE = flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, samples and logs go.')
-_NUM_SAMPLES = flags.DEFINE_integer('num_samples', 64, 'sample: how many.')
-_SEED = flags.DEFINE_integer('seed', 0, 'sample, grid: of the random numbers; training has --config.seed.')
-_STEP = flags.DEFINE_integer('step', None, 'sample, grid: which checkpoint; the newest by default.')
+_NUM_SAMPLES = flags.DEFINE_integer('num_samples', 64, 'sample: how many; for eval, --config.eval.num_samples.')
+_SEED = flags.DEFINE_integer(
+    'seed', 0, 'sample, grid: of the random numbers; training has --config.seed, eval --config.eval.seed.')
+_STEP = flags.DEFINE_integer('step', None, 'sample, grid, eval: which checkpoint; the newest by default, for eval all.')
 
 _DEFAULT_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'configs', 'digits.py')
 
@@ -33,6 +36,16 @@ def _workdir(argv):
   return named[-1] if named else ''
 
 
+def _with_new_keys(saved):
+  """A configuration of an older version, with the defaults of what it does not know."""
+  for name, section in default.get_config().items():
+    if name not in saved:
+      saved[name] = section
+    elif isinstance(section, ml_collections.ConfigDict):
+      saved[name].update({key: value for key, value in section.items() if key not in saved[name]})
+  return saved
+
+
 def _define_config(argv):
   """Without --config, a workdir's own configuration goes on; a new one starts on digits."""
   given = {arg.lstrip('-').partition('=')[0] for arg in argv if arg.startswith('-')}
@@ -40,6 +53,7 @@ def _define_config(argv):
   if 'config' not in given:
     saved = config_lib.load(_workdir(argv))
   if saved is not None:
+    saved = _with_new_keys(saved)
     return config_flags.DEFINE_config_dict('config', saved.lock())
   return config_flags.DEFINE_config_file(
       'config', _DEFAULT_CONFIG, 'The configuration; configs/default.py has its keys.', lock_config=True)
@@ -81,6 +95,12 @@ def _run(config):
   elif _MODE.value == 'grid':
     from diffusion_ebm import grid_density
     grid_density.grid_density(config, _WORKDIR.value, _SEED.value, _STEP.value)
+  elif _MODE.value == 'eval':
+    for flag in (_NUM_SAMPLES, _SEED):
+      if flag.present:
+        raise UserError(f'--{flag.name} is not for --mode=eval: set --config.eval.{flag.name}')
+    from diffusion_ebm import evaluation
+    evaluation.evaluate(config, _WORKDIR.value, _STEP.value)
 
 
 def main():

@@ -49,6 +49,7 @@ def get_config():
   sampling.step_size = 2e-4  # b^2; docs/step_sizes.md
   sampling.step_size_rule = 'cumulative'  # or conditional: s_t^2 = b^2 sigma_{t+1}^2, without sbar_t / sbar_0
   sampling.noise_scale = 0.99  # eta in generation; training always uses 1
+  sampling.denoise = False  # remove the noise of the cleanest level (sigma 0.01) by Tweedie's formula
   sampling.batch_size = 256  # samples drawn at once, over all devices
 
   config.train = train = ml_collections.ConfigDict()
@@ -66,4 +67,17 @@ def get_config():
   train.checkpoint_every = 5000
   train.keep_checkpoints = 3  # the newest ones
   train.keep_every = 50_000  # and each one at a multiple of this step; 0 for none
+
+  config.eval = evaluation = ml_collections.ConfigDict()
+  evaluation.extractor = ''  # inception, classifier or pixels; '' for what suits the data set
+  evaluation.split = ''  # the data to compare with: train or test; '' for train with inception, test otherwise
+  evaluation.num_samples = 50_000
+  evaluation.seed = 0  # of the samples
+  evaluation.batch_size = 64  # examples whose features are computed at once, over all devices
+  evaluation.statistics = ''  # a .npz with mu and sigma of the data, instead of computing them
+  evaluation.inception_weights = ''  # path of pt_inception-2015-12-05-6726825d.pth, '' to download it once
+  evaluation.baselines = True  # score simple generators beside the model
+  evaluation.save_samples = False  # as eval/samples_STEP.npz
+  evaluation.poll_seconds = 10.0  # between two looks for new checkpoints
+  evaluation.max_wait_minutes = 60.0  # for a checkpoint of a training that has not ended; 0 for what is there
   return config

@@ -25,4 +25,6 @@ def get_config():
   config.train.sample_every = 1500
   config.train.checkpoint_every = 500
   config.train.keep_every = 0
+  config.eval.num_samples = 5_000
+  config.eval.batch_size = 1000
   return config

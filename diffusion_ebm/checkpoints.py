@@ -12,6 +12,14 @@ def directory(workdir) -> str:
   return os.path.join(os.path.abspath(workdir), 'checkpoints')
 
 
+def steps(workdir) -> list[int]:
+  """The steps of the checkpoints that are there now, whole."""
+  try:
+    return sorted(int(name) for name in os.listdir(directory(workdir)) if name.isdigit())
+  except FileNotFoundError:
+    return []
+
+
 def open_for_writing(workdir, keep: int, keep_every: int) -> ocp.CheckpointManager:
   """The manager of a training run: keeps the newest `keep` checkpoints and each at a multiple of `keep_every`."""
   options = ocp.CheckpointManagerOptions(

@@ -5,7 +5,7 @@ import os
 
 import ml_collections
 
-from diffusion_ebm import energy, noise_levels, optimizer, recovery
+from diffusion_ebm import energy, evaluate, noise_levels, optimizer, recovery
 from diffusion_ebm.energy import layers
 from diffusion_ebm.errors import UserError
 
@@ -16,9 +16,11 @@ _CH_MULT = {
 # What a run may change when it goes on: everything else makes it another run.
 _FREE = {
     'data.path', 'data.max_memory_gb', 'data.num_workers', 'model.remat', 'sampling.noise_scale',
-    'sampling.generation_steps',
-    'sampling.batch_size', 'train.num_steps', 'train.log_every', 'train.sample_every', 'train.checkpoint_every',
-    'train.keep_checkpoints', 'train.keep_every'}
+    'sampling.generation_steps', 'sampling.denoise', 'sampling.batch_size',
+    'train.num_steps', 'train.log_every', 'train.sample_every', 'train.checkpoint_every', 'train.keep_checkpoints',
+    'train.keep_every'}
+# Sections that say nothing about the run.
+_FREE_SECTIONS = ('eval',)
 
 
 def is_vector(config) -> bool:
@@ -99,6 +101,23 @@ def _problems(config, num_devices):
   for name in ('log_every', 'sample_every', 'checkpoint_every', 'keep_checkpoints'):
     at_least(f'train.{name}', train[name], 1)
   at_least('train.keep_every', train.keep_every, 0)
+  return problems + _eval_problems(config)
+
+
+def _eval_problems(config):
+  evaluation, problems = config.eval, []
+  for name, choices in (('extractor', evaluate.EXTRACTORS), ('split', ('train', 'test'))):
+    if evaluation[name] and evaluation[name] not in choices:
+      problems.append(
+          f"eval.{name} is {evaluation[name]!r}, not one of {', '.join(choices)}, or '' for what suits the data")
+  for name, low in (
+      ('num_samples', evaluate.MIN_SAMPLES), ('seed', 0), ('batch_size', 1), ('max_wait_minutes', 0)):
+    if evaluation[name] < low:
+      problems.append(f'eval.{name} is {evaluation[name]}, but must be at least {low}')
+  if not evaluation.poll_seconds > 0:
+    problems.append(f'eval.poll_seconds is {evaluation.poll_seconds}, but must be positive')
+  if is_vector(config) and evaluation.extractor not in ('', 'pixels'):
+    problems.append(f'eval.extractor is {evaluation.extractor!r}, but {config.data.name} needs pixels')
   return problems
 
 
@@ -188,7 +207,8 @@ def check_same_run(config, workdir, free=()):
   skip = _FREE - {'train.num_steps'} if config.train.cosine_decay else _FREE
   differing = [
       key for key in sorted(ours.keys() | theirs.keys())
-      if ours.get(key) != theirs.get(key) and key not in skip and key not in free and key.split('.')[0] not in free]
+      if ours.get(key) != theirs.get(key) and key not in skip and key not in free
+      and key.split('.')[0] not in (*free, *_FREE_SECTIONS)]
   if differing:
     listed = ', '.join(f'{key} ({theirs.get(key)!r} there, {ours.get(key)!r} here)' for key in differing)
     cosine = 'train.num_steps' in differing

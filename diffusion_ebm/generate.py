@@ -45,7 +45,8 @@ class Sampler:
     def draw(state, index, seed):
       return sampling.sample(
           model.levels, model.network, ema_weights(state), sample_keys(seed, index), model.shape,
-          config.sampling.generation_steps or config.sampling.num_steps, config.sampling.noise_scale, keep)
+          config.sampling.generation_steps or config.sampling.num_steps, config.sampling.noise_scale, keep,
+          config.sampling.denoise)
 
     self._draw = draw
 

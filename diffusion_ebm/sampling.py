@@ -18,7 +18,7 @@ def shown_levels(num_models: int) -> tuple[int, ...]:
 
 def sample(
     levels: recovery.Levels, network, weights, keys, shape, num_steps: int, noise_scale: float,
-    keep: tuple[int, ...] = ()):
+    keep: tuple[int, ...] = (), denoised: bool = False):
   """Draws one sample for each key.
 
   Args:
@@ -30,6 +30,7 @@ def sample(
     num_steps: K, Langevin steps at each level.
     noise_scale: eta, factor of the Langevin noise; 0.99 in the published evaluation.
     keep: levels, in 0..T, whose samples are returned too.
+    denoised: remove the little noise that is left at level 0, by `denoise`.
 
   Returns:
     `(x, path)`: the samples (B, *shape), float32, unclipped, and those at the levels of `keep`,
@@ -51,7 +52,33 @@ def sample(
   white = langevin.normal_noise(keys, shape)(top)
   path = jnp.zeros((len(keep) + 1, *white.shape)).at[slot[top]].set(white)
   (x, path), _ = lax.scan(descend, (white, path), jnp.arange(top), reverse=True)
+  if denoised:
+    x = denoise(levels, network, weights, x)
+    path = path.at[slot[0]].set(x)
   return x, path[:-1]
+
+
+def denoise(levels: recovery.Levels, network, weights, x):
+  """The expected data behind samples of level 0, which are `x_0 = a_0 x + sigma_0 eps`, by Tweedie's formula.
+
+  `E[x | x_0] = (x_0 + sigma_0^2 score(x_0)) / a_0`, where the score of `x_0` is `a_1` times that of `y_0 = a_1 x_0`,
+  whose density the model of level 0 gives.
+
+  Args:
+    levels: the levels.
+    network: the energy network.
+    weights: its normalised parameters.
+    x: (B, ...).
+
+  Returns:
+    Like `x`.
+
+  Source: Efron 2011, Tweedie's formula and selection bias, equation 1.4.
+  """
+  noise, level = levels.noise, jnp.zeros(len(x), int)
+  f = energy.at_level(network, weights, level)
+  score = jax.grad(lambda x: jnp.sum(recovery.log_density(levels, f(float(noise.a_y[1]) * x), level)))(x)
+  return (x + float(noise.sigma_cum[0]**2) * score) / float(noise.a_cum[0])
 
 
 def diffused(levels: recovery.Levels, x, keys, keep: tuple[int, ...]):

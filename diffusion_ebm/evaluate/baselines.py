@@ -8,7 +8,7 @@ from sklearn import decomposition, exceptions, mixture
 # More examples than these would not fit much better, only longer.
 MAX_EXAMPLES = 10_000
 _COMPONENTS = 10
-# Of the principal components: those that hold most of the variance, but no more than a covariance each can be fitted to.
+# Of the principal components: those that hold most of the variance, but no more than covariances can be fitted to.
 _VARIANCE, _MAX_DIMENSIONS = 0.99, 100
 
 
@@ -25,7 +25,7 @@ def gaussian(examples: np.ndarray, count: int, seed: int) -> np.ndarray:
   Returns:
     (count, ...), like the examples.
   """
-  x = _flat(examples)
+  x = _flat(examples, np.float32)
   mean = x.mean(0)
   weights = np.random.default_rng(seed).standard_normal((count, len(x)), np.float32)
   return _like(weights @ (x - mean) / np.float32(np.sqrt(len(x) - 1)) + mean, examples)
@@ -36,7 +36,7 @@ def gaussian_mixture(examples: np.ndarray, count: int, seed: int) -> np.ndarray:
 
   Args and Returns: as of `gaussian`.
   """
-  x = _flat(examples)
+  x = _flat(examples, np.float64)
   dimensions = min(_MAX_DIMENSIONS, *x.shape)
   pca = decomposition.PCA(dimensions, random_state=0).fit(x)
   enough = 1 + int(np.searchsorted(np.cumsum(pca.explained_variance_ratio_), _VARIANCE))
@@ -51,8 +51,8 @@ def gaussian_mixture(examples: np.ndarray, count: int, seed: int) -> np.ndarray:
   return _like(pca.inverse_transform(samples), examples)
 
 
-def _flat(examples):
-  return examples.reshape(len(examples), -1).astype(np.float32)
+def _flat(examples, dtype):
+  return examples.reshape(len(examples), -1).astype(dtype)
 
 
 def _like(x, examples):

@@ -1,6 +1,7 @@
 """A small convolutional classifier, whose features stand in for Inception's where images are small and grey."""
 
-from flax import linen as nn, traverse_util
+from flax import linen as nn
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ NUM_FEATURES = 128
 # Changes of anything below change every score: they belong to the name of the cached weights.
 VERSION = 1
 _SEED, _BATCH, _STEPS, _LEARNING_RATE, _DROPOUT = 0, 128, 2000, 2e-3, 0.3
-_SCALE = 1 / 127.5
+_SCALE_EXAMPLES = 1000
 
 
 class Classifier(nn.Module):
@@ -35,7 +36,7 @@ class Classifier(nn.Module):
     Returns:
       `(features, logits)`: (B, 128) and (B, C), float32.
     """
-    x = images.astype(jnp.float32) * _SCALE - 1
+    x = images.astype(jnp.float32) / 127.5 - 1
     width = 32
     while True:
       x = nn.relu(nn.Conv(width, (3, 3))(x))
@@ -55,7 +56,8 @@ def train(source, test_source):
     test_source: the test split, with labels, or None.
 
   Returns:
-    `(params, num_classes, accuracy)`; the accuracy is that on the test split, None without one.
+    `(params, num_classes, scale, accuracy)`: the scale is the root mean square of the features of training examples,
+    the accuracy that on the test split, None without one.
 
   Raises:
     UserError: the data have no labels.
@@ -91,7 +93,9 @@ def train(source, test_source):
   accuracy = None
   if test_source is not None and test_source.labels is not None:
     accuracy = _accuracy(network, params, test_source)
-  return jax.device_get(params), num_classes, accuracy
+  few = source.read(np.arange(min(len(source), _SCALE_EXAMPLES)))
+  features, _ = network.apply({'params': params}, few)
+  return jax.device_get(params), num_classes, float(jnp.sqrt(jnp.mean(features**2))), accuracy
 
 
 def _accuracy(network, params, source):

@@ -14,7 +14,7 @@ from diffusion_ebm import parallel
 from diffusion_ebm.errors import UserError
 from diffusion_ebm.evaluate import classifier, inception, inception_weights
 
-NAMES = ('inception', 'classifier', 'pixels')
+CLASSIFIER_VERSION = classifier.VERSION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Extractor:
   """From examples to features.
 
   Attributes:
-    name: one of `NAMES`.
+    name: one of `evaluate.EXTRACTORS`.
     key: what the features depend on beside the examples.
     dim: D, of the features.
     apply: `(params, batch (B, ...)) -> (features (B, D), logits (B, C))`, or `(features,)` without classes; pure.
@@ -65,7 +65,8 @@ def inception_v3(path: str) -> Extractor:
     outputs = inception.Inception().apply({'params': params}, batch)
     return outputs['2048'], outputs['logits']
 
-  return Extractor('inception', f'inception {digest}', inception.NUM_FEATURES, apply, inception_weights.load(path), notes)
+  params = inception_weights.load(path)
+  return Extractor('inception', f'inception {digest}', inception.NUM_FEATURES, apply, params, notes)
 
 
 def small_classifier(source, test_source, path: str) -> Extractor:
@@ -81,18 +82,20 @@ def small_classifier(source, test_source, path: str) -> Extractor:
   """
   kept = _load(path)
   if kept is None:
-    params, num_classes, accuracy = classifier.train(source, test_source)
-    kept = {'num_classes': np.asarray(num_classes), 'accuracy': np.asarray(np.nan if accuracy is None else accuracy)}
+    params, num_classes, scale, accuracy = classifier.train(source, test_source)
+    kept = {'num_classes': np.asarray(num_classes), 'scale': np.asarray(scale),
+            'accuracy': np.asarray(np.nan if accuracy is None else accuracy)}
     kept |= {f'params/{name}': value for name, value in classifier.to_arrays(params).items()}
     with open(f'{path}.{os.getpid()}.tmp', 'wb') as file:
       np.savez(file, **kept)
     os.replace(f'{path}.{os.getpid()}.tmp', path)
   params = classifier.from_arrays(
       {name.removeprefix('params/'): value for name, value in kept.items() if name.startswith('params/')})
-  network = classifier.Classifier(int(kept['num_classes']))
+  network, scale = classifier.Classifier(int(kept['num_classes'])), float(kept['scale'])
 
   def apply(params, batch):
-    return network.apply({'params': params}, batch)
+    features, logits = network.apply({'params': params}, batch)
+    return features / scale, logits
 
   accuracy = float(kept['accuracy'])
   return Extractor('classifier', f'classifier {os.path.basename(path)}', classifier.NUM_FEATURES, apply, params,
@@ -144,13 +147,18 @@ def compile_extractor(extractor: Extractor, shape, vector: bool, batch_size: int
 
 def check_examples(examples: np.ndarray, shape, vector: bool):
   """Raises a `UserError` for examples that no score would fit: another range, type or shape, or not finite."""
-  if examples.dtype.kind == 'f' and not np.all(np.isfinite(examples)):
-    bad = int(np.sum(~np.all(np.isfinite(examples.reshape(len(examples), -1)), axis=1)))
-    raise UserError(f'{bad} of {len(examples)} samples hold NaN or infinity: the chains diverged; try another '
-                    f'checkpoint or a smaller --config.sampling.step_size')
+  check_finite(examples)
   if examples.dtype != (np.float32 if vector else np.uint8):
     where = f' in [{examples.min():.3g}, {examples.max():.3g}]' if examples.size else ''
     expected = 'float32 vectors' if vector else 'uint8 images in 0 .. 255'
     raise UserError(f'scores are of {expected}, but these are {examples.dtype}{where}: convert them first')
   if examples.shape[1:] != tuple(shape):
     raise UserError(f'scores are of examples of shape {tuple(shape)}, but these have {examples.shape[1:]}')
+
+
+def check_finite(examples: np.ndarray):
+  """Raises a `UserError` for samples, before they are rounded, that hold NaN or infinity."""
+  bad = int(np.sum(~np.all(np.isfinite(examples.reshape(len(examples), -1)), axis=1)))
+  if bad:
+    raise UserError(f'{bad} of {len(examples)} samples hold NaN or infinity: the chains diverged; try another '
+                    f'checkpoint or a smaller --config.sampling.step_size')

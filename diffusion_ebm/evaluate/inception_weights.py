@@ -62,7 +62,8 @@ def _download(path):
       progress.close()
     found = sha256(partial)
     if found != SHA256:
-      raise UserError(f'what {URL} gave is damaged (SHA-256 {found[:8]}..., not {SHA256[:8]}...): try again, or {advice}')
+      raise UserError(
+          f'what {URL} gave is damaged (SHA-256 {found[:8]}..., not {SHA256[:8]}...): try again, or {advice}')
     os.replace(partial, path)
   except OSError as error:
     raise UserError(f'the Inception weights cannot be downloaded ({error}): {advice}') from error

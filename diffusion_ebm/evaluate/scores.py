@@ -7,14 +7,15 @@ from scipy import linalg, special
 from sklearn import neighbors
 from sklearn.metrics import pairwise
 
+from diffusion_ebm.evaluate import MIN_SAMPLES
+
 # Kernel matrices are summed over parts of at most this many examples.
 _KERNEL_BLOCK = 1000
-_MIN_BLOCKS = 10
+_MIN_BLOCKS = MIN_SAMPLES // 2
 # Neighbours are searched among this many of each: a search among 50,000 takes minutes.
 MAX_NEIGHBOURS = 10_000
 # Of precision and recall, and of density and coverage: as published.
 _K_PRECISION, _K_DENSITY = 3, 5
-MIN_EXAMPLES = 2 * _MIN_BLOCKS
 
 
 def score(features, logits, mean, covariance, data_features) -> dict[str, float | None]:
@@ -30,9 +31,6 @@ def score(features, logits, mean, covariance, data_features) -> dict[str, float 
   Returns:
     `fid`, `inception_score`, `inception_score_std`, `kid`, `kid_standard_error`, `precision`, `recall`, `density`
     and `coverage`; None where there are no logits.
-
-  Raises:
-    ValueError: fewer than `MIN_EXAMPLES` samples or data.
   """
   quality, spread = (None, None) if logits is None else inception_score(logits)
   kid, kid_error = kernel_distance(features, data_features)
@@ -161,9 +159,9 @@ def _unbiased_mmd(x, y):
 def neighbour_scores(features, data_features) -> dict[str, float]:
   """Precision, recall, density and coverage, from at most `MAX_NEIGHBOURS` (the first) of each set.
 
-  Around each example lies the ball that reaches to its k-th nearest neighbour in its own set. Precision: the part of the
-  samples in any ball of the data; recall: the part of the data in any ball of the samples (k = 3). Density: how many of
-  the data's balls a sample lies in, over k; coverage: the part of the data's balls that hold a sample (k = 5).
+  Around each example lies the ball that reaches to its k-th nearest neighbour in its own set. Precision: the part of
+  the samples in any ball of the data; recall: the part of the data in any ball of the samples (k = 3). Density: how
+  many of the data's balls a sample lies in, over k; coverage: the part of the data's balls that hold a sample (k = 5).
 
   Args:
     features: of the samples, (N, D).

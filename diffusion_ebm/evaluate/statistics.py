@@ -89,7 +89,7 @@ def load(path: str) -> Statistics | None:
   try:
     with np.load(path, allow_pickle=False) as file:
       return Statistics(file['mean'], file['covariance'], int(file['count']), file['index'], file['features'],
-                        file['logits'] if 'logits' in file else None)
+                        file.get('logits'))
   except (FileNotFoundError, zipfile.BadZipFile, ValueError, KeyError):  # what is damaged is computed again
     return None
 
