@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import recovery, sampling
+from diffusion_ebm import noise_levels, recovery, sampling
 
 
 class Gaussian:
@@ -56,6 +56,20 @@ class SamplingTest(absltest.TestCase):
     keys = jax.random.split(jax.random.key(0), 4000)
     spread = [float(np.std(self.draw(keys, noise_scale=s)[0])) for s in (0.5, 1.0)]
     self.assertLess(spread[0], 0.7 * spread[1])
+
+  def test_denoising_gives_the_posterior_mean_of_normal_data(self):
+    # Much noise at level 0, so that nothing is lost among float32's rounding; and other levels that must not matter.
+    levels = recovery.Levels(noise_levels.from_retention([0.8, 0.7, 0.5]), np.array([0.02, 0.3]))
+    x = jnp.linspace(-2, 2, 9)[:, None]
+    expected = 0.25 * 0.8 / (0.25 * 0.8**2 + 1 - 0.8**2) * x
+    np.testing.assert_allclose(sampling.denoise(levels, Gaussian(levels), {}, x), expected, rtol=1e-5, atol=1e-6)
+
+  def test_denoised_samples_are_the_denoised_ones_and_their_own_level_0(self):
+    keys = jax.random.split(jax.random.key(0), 3)
+    noisy, _ = self.draw(keys, num_steps=2)
+    x, path = sampling.sample(self.levels, self.network, {}, keys, (1,), 2, 1.0, (0, 3), True)
+    np.testing.assert_allclose(x, sampling.denoise(self.levels, self.network, {}, noisy), rtol=1e-6)
+    np.testing.assert_array_equal(path[0], x)
 
   def test_diffused_data_have_each_levels_variance(self):
     keys = jax.random.split(jax.random.key(0), 20_000)
