@@ -97,9 +97,12 @@ def evaluate(config, workdir: str, step: int | None = None):
 
 def _settings(config, yardstick):
   """A name for all that the scores depend on beside the checkpoint."""
-  evaluation = {key: value for key, value in config.eval.items() if key not in _NOT_OF_SCORES}
   drawn = {key: value for key, value in config.sampling.items() if key != 'batch_size'}
-  return statistics.key(evaluation, drawn, yardstick.extractor.key, _data_key(config))
+  return statistics.key(_measure(config), drawn, yardstick.extractor.key, _data_key(config))
+
+
+def _measure(config):
+  return {key: value for key, value in config.eval.items() if key not in _NOT_OF_SCORES}
 
 
 def _data_key(config):
@@ -203,7 +206,7 @@ def _make_yardstick(config, cache, check_stop):
   yardstick = _Yardstick(extractor, extract, split, real, sources['train'], of['train'], {})
   if not evaluation.baselines:
     return yardstick
-  path = os.path.join(cache, f'baselines_{statistics.key(_settings(config, yardstick), data_key)}.json')
+  path = os.path.join(cache, f'baselines_{statistics.key(_measure(config), extractor.key, data_key)}.json')
   return dataclasses.replace(yardstick, baselines=_baselines(config, yardstick, of, path))
 
 

@@ -277,7 +277,7 @@ class ProcessesTest(absltest.TestCase):
         timer.start()
       sleep(seconds, check_stop)
 
-    with mock.patch.object(evaluation, '_sleep', asked), self.assertRaisesRegex(InterruptedRun, 'what is scored is kept'):
+    with mock.patch.object(evaluation, '_sleep', asked), self.assertRaisesRegex(InterruptedRun, 'scored is kept'):
       evaluation.evaluate(eval_config(max_wait_minutes=5.0), self.workdir)
     self.assertLen(records(self.workdir), len(checkpoints.steps(self.workdir)))
 
