@@ -108,7 +108,9 @@ class CheckTest(parameterized.TestCase):
       ('train.batch_size', 0), ('train.batch_size', 7), ('train.num_steps', -1), ('train.optimizer', 'sgd'),
       ('train.learning_rate', 0.0), ('train.beta_1', 1.0), ('train.warmup_steps', -1), ('train.grad_clip', -1.0),
       ('train.ema_decay', 1.0), ('train.log_every', 0), ('train.sample_every', 0), ('train.checkpoint_every', 0),
-      ('train.keep_checkpoints', 0), ('train.keep_every', -1))
+      ('train.keep_checkpoints', 0), ('train.keep_every', -1), ('eval.extractor', 'vgg'), ('eval.split', 'validation'),
+      ('eval.num_samples', 19), ('eval.seed', -1), ('eval.batch_size', 0), ('eval.poll_seconds', 0.0),
+      ('eval.max_wait_minutes', -1.0))
   def test_a_bad_value_is_named(self, key, value):
     config = digits.get_config()
     section, _, name = key.rpartition('.')
@@ -133,6 +135,12 @@ class CheckTest(parameterized.TestCase):
     config.data.image_size = 48
     with self.assertRaisesRegex(UserError, 'ch_mult'):
       config_lib.check(config_lib.resolve(config), 1)
+
+  def test_vectors_are_scored_as_they_are(self):
+    config = get('toy2d')
+    config.eval.extractor = 'classifier'
+    with self.assertRaisesRegex(UserError, r'eval\.extractor'):
+      config_lib.check(config, 1)
 
   def test_vectors_need_an_mlp(self):
     config = get('toy2d')

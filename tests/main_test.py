@@ -18,7 +18,7 @@ MAIN = os.path.join(testing.ROOT, 'main.py')
 _FORKS = '''
 import json, os, runpy, sys
 from ml_collections import config_flags
-from diffusion_ebm import sample, train
+from diffusion_ebm import evaluation, sample, train
 for args in json.loads(sys.argv[1]):
   read, write = os.pipe()
   if not os.fork():
@@ -74,7 +74,9 @@ class WrongTest(absltest.TestCase):
         ([f'--workdir={self.folder}/file/run', digits], r'--workdir=.*/file/run cannot be written'),
         ([workdir, digits, '--mode=sample'], r'/run has no checkpoint: train first'),
         ([f'--workdir={self.folder}/empty', '--mode=sample'], r'/empty has no checkpoint: train first'),
-        ([workdir, digits, '--mode=sample', '--num_samples=0'], r'--num_samples is 0')]
+        ([workdir, digits, '--mode=sample', '--num_samples=0'], r'--num_samples is 0'),
+        ([workdir, digits, '--mode=eval'], r'/run holds no run: train first'),
+        ([workdir, digits, '--mode=eval', '--num_samples=9'], r'set --config\.eval\.num_samples')]
     before = testing.contents(self.folder), os.listdir(self.folder)
     result = run('-c', _FORKS, json.dumps([args for args, _ in cases]))
     self.assertEqual(result.returncode, 0, result.stderr)
@@ -90,6 +92,23 @@ class WrongTest(absltest.TestCase):
 
 
 class RunTest(absltest.TestCase):
+
+  def test_a_run_of_an_older_version_gets_the_defaults_of_what_it_does_not_know(self):
+    workdir = self.enterContext(tempfile.TemporaryDirectory())
+    config = config_lib.resolve(testing.digits_config())
+    testing.save_first_state(config, workdir, 4)
+    path = os.path.join(workdir, 'config.json')
+    with open(path, encoding='utf-8') as file:
+      saved = json.load(file)
+    del saved['eval'], saved['sampling']['denoise']
+    with open(path, 'w', encoding='utf-8') as file:
+      json.dump(saved, file)
+    result = run(MAIN, f'--workdir={workdir}', '--mode=eval', '--config.eval.num_samples=20',
+                 '--config.eval.extractor=pixels', '--config.eval.baselines=False')
+    self.assertEqual(result.returncode, 0, result.stderr)
+    with open(os.path.join(workdir, 'eval', 'results.jsonl'), encoding='utf-8') as file:
+      (record,) = map(json.loads, file)
+    self.assertEqual((record['step'], record['num_samples']), (4, 20))
 
   def test_ctrl_c_ends_in_one_line_and_the_workdirs_own_configuration_goes_on(self):
     workdir = self.enterContext(tempfile.TemporaryDirectory())
