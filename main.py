@@ -13,6 +13,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from configs import default
+from diffusion_ebm import compilation
 from diffusion_ebm import config as config_lib
 from diffusion_ebm.errors import UserError
 
@@ -86,6 +87,7 @@ def _parse(argv):
 def _run(config):
   if not _WORKDIR.value:
     raise UserError('--workdir is missing: name the folder for checkpoints, samples and logs')
+  compilation.use_cache()
   if _MODE.value == 'train':
     from diffusion_ebm import train
     train.train(config, _WORKDIR.value)

@@ -54,6 +54,7 @@ def get_config():
 
   config.train = train = ml_collections.ConfigDict()
   train.batch_size = 64  # over all devices
+  train.micro_batches = 1  # parts of each device's batch that are computed one after another: less memory
   train.num_steps = 1_000_000
   train.optimizer = 'adam'  # adam or adamax
   train.learning_rate = 1e-4

@@ -17,8 +17,8 @@ _CH_MULT = {
 _FREE = {
     'data.path', 'data.max_memory_gb', 'data.num_workers', 'model.remat', 'sampling.noise_scale',
     'sampling.generation_steps', 'sampling.denoise', 'sampling.batch_size',
-    'train.num_steps', 'train.log_every', 'train.sample_every', 'train.checkpoint_every', 'train.keep_checkpoints',
-    'train.keep_every'}
+    'train.num_steps', 'train.micro_batches', 'train.log_every', 'train.sample_every', 'train.checkpoint_every',
+    'train.keep_checkpoints', 'train.keep_every'}
 # Sections that say nothing about the run.
 _FREE_SECTIONS = ('eval',)
 
@@ -91,6 +91,13 @@ def _problems(config, num_devices):
   at_least('train.batch_size', train.batch_size, 1)
   if train.batch_size % num_devices:
     problems.append(f'train.batch_size is {train.batch_size}, which {num_devices} devices cannot share equally')
+  at_least('train.micro_batches', train.micro_batches, 1)
+  if train.micro_batches > 1:
+    if train.batch_size % (num_devices * train.micro_batches):
+      problems.append(f'train.batch_size is {train.batch_size}, not divisible into {train.micro_batches} '
+                      f'train.micro_batches on each of {num_devices} devices')
+    if model.norm == 'batch':
+      problems.append("train.micro_batches is for norms other than model.norm='batch', which needs the whole batch")
   at_least('train.num_steps', train.num_steps, 0)
   one_of('train.optimizer', train.optimizer, optimizer.OPTIMIZERS)
   positive('train.learning_rate', train.learning_rate)

@@ -13,16 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from diffusion_ebm import compilation
+
 AXIS = 'devices'
-
-# The scheduler that XLA uses on CPU by default runs independent operations side by side, which costs more than it
-# gains where every operation already uses all the cores: see docs/performance.md.
-_COMPILER_OPTIONS = {'cpu': {'xla_cpu_enable_concurrency_optimized_scheduler': False}}
-
-
-def compiler_options() -> dict | None:
-  """XLA's options for the platform at hand."""
-  return _COMPILER_OPTIONS.get(jax.default_backend())
 
 
 def _sharding(*axes):
@@ -70,4 +63,4 @@ def compile_for(function, *args, replicated: tuple[int, ...], out_axes, donate: 
   """
   in_axes = tuple(None if i in replicated else 0 for i in range(len(args)))
   mapped = jax.pmap(function, axis_name=AXIS, in_axes=in_axes, out_axes=out_axes, donate_argnums=donate)
-  return mapped.lower(*args).compile(compiler_options=compiler_options())
+  return compilation.compile_lowered(mapped.lower(*args))

@@ -39,11 +39,13 @@ class StepSettings:
     num_langevin_steps: K.
     ema_decay: of the parameters' moving average.
     random_flip: mirror each image with probability 1/2.
+    micro_batches: parts of the device's batch whose gradients are computed one after another.
   """
   seed: int
   num_langevin_steps: int
   ema_decay: float
   random_flip: bool
+  micro_batches: int = 1
 
 
 def init_state(key, network, tx: optax.GradientTransformation, example, use_spectral_norm: bool) -> TrainState:
@@ -101,41 +103,14 @@ def train_step(
 
   Source: Gao et al. 2021, algorithm 1.
   """
-  # Random numbers of each example.
   step_key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
-  keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(step_key, i), 6))(index)
-  level_keys, flip_keys, now_keys, next_keys, chain_keys, dropout_keys = jnp.moveaxis(keys, 1, 0)
-
-  # Data at a random level, and at the next one.
-  x = to_unit_range(batch)
-  if settings.random_flip:
-    x = _random_flip(flip_keys, x)
-  shape = x.shape[1:]
-  t = jax.vmap(lambda key: jax.random.randint(key, (), 0, levels.num_models))(level_keys)
-  normal = jax.vmap(lambda key: jax.random.normal(key, shape))
-  x_pos, x_next = noise_levels.diffuse_pair(levels.noise, x, t, normal(now_keys), normal(next_keys))
-
-  # Negatives: the chain from the noisier data. The kernels are normalised once.
   spectral = spectral_norm.iterate(state.params, state.spectral)
-  weights = spectral_norm.normalise(state.params, spectral)
-  f = energy.at_level(network, weights, t, dropout_keys)
-  noise = langevin.normal_noise(chain_keys, shape)
-  x_neg = lax.stop_gradient(
-      recovery.sample_conditional(levels, f, x_next, t, noise, settings.num_langevin_steps))
+  weights = spectral_norm.normalise(state.params, spectral)  # once, for all steps of all chains
 
-  # Loss and gradient.
-  def mean_loss(params):
-    weights = spectral_norm.normalise(params, spectral)
-    f = energy.at_level(network, weights, jnp.tile(t, 2), jnp.tile(dropout_keys, 2))
-    loss, f_pos = recovery.recovery_loss(levels, f, x_pos, x_neg, t)
-    return jnp.mean(loss), (loss, f_pos)
+  def gradient(batch, index):
+    return _gradient(state.params, spectral, weights, step_key, batch, index, network, levels, settings)
 
-  (mean, (loss, f_pos)), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-  moved = jnp.sqrt(jnp.sum((x_neg - x_next)**2, axis=tuple(range(1, x.ndim))))
-  by_level = {
-      'level_count': jnp.ones_like(loss), 'level_loss': jnp.abs(loss), 'level_f': jnp.abs(f_pos),
-      'level_displacement': moved}
-  by_level = {name: jax.ops.segment_sum(value, t, levels.num_models) for name, value in by_level.items()}
+  mean, grads, by_level = _accumulate(gradient, settings.micro_batches, batch, index)
   if axis_name is not None:
     mean, grads = lax.pmean((mean, grads), axis_name)
     by_level = lax.psum(by_level, axis_name)
@@ -150,3 +125,51 @@ def train_step(
       step=state.step + 1, params=params,
       ema_params=optimizer.ema_update(state.ema_params, params, settings.ema_decay),
       opt_state=opt_state, spectral=spectral), metrics
+
+
+def _accumulate(gradient, parts: int, batch, index):
+  """`gradient` of the batch, one of `parts` equal parts after another: less memory for the same result."""
+  if parts == 1:
+    return gradient(batch, index)
+  batch, index = (x.reshape(parts, -1, *x.shape[1:]) for x in (batch, index))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, batch[0], index[0]))
+  (mean, grads, by_level), _ = lax.scan(
+      lambda total, part: (jax.tree.map(jnp.add, total, gradient(*part)), None), zeros, (batch, index))
+  mean, grads = jax.tree.map(lambda x: x / parts, (mean, grads))
+  return mean, grads, by_level
+
+
+def _gradient(params, spectral, weights, step_key, batch, index, network, levels, settings):
+  """Mean loss of a batch, its gradient with respect to `params`, and the sums of each level."""
+  # Random numbers of each example.
+  keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(step_key, i), 6))(index)
+  level_keys, flip_keys, now_keys, next_keys, chain_keys, dropout_keys = jnp.moveaxis(keys, 1, 0)
+
+  # Data at a random level, and at the next one.
+  x = to_unit_range(batch)
+  if settings.random_flip:
+    x = _random_flip(flip_keys, x)
+  shape = x.shape[1:]
+  t = jax.vmap(lambda key: jax.random.randint(key, (), 0, levels.num_models))(level_keys)
+  normal = jax.vmap(lambda key: jax.random.normal(key, shape))
+  x_pos, x_next = noise_levels.diffuse_pair(levels.noise, x, t, normal(now_keys), normal(next_keys))
+
+  # Negatives: the chain from the noisier data.
+  f = energy.at_level(network, weights, t, dropout_keys)
+  noise = langevin.normal_noise(chain_keys, shape)
+  x_neg = lax.stop_gradient(
+      recovery.sample_conditional(levels, f, x_next, t, noise, settings.num_langevin_steps))
+
+  # Loss and gradient.
+  def mean_loss(params):
+    weights = spectral_norm.normalise(params, spectral)
+    f = energy.at_level(network, weights, jnp.tile(t, 2), jnp.tile(dropout_keys, 2))
+    loss, f_pos = recovery.recovery_loss(levels, f, x_pos, x_neg, t)
+    return jnp.mean(loss), (loss, f_pos)
+
+  (mean, (loss, f_pos)), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
+  moved = jnp.sqrt(jnp.sum((x_neg - x_next)**2, axis=tuple(range(1, x.ndim))))
+  by_level = {
+      'level_count': jnp.ones_like(loss), 'level_loss': jnp.abs(loss), 'level_f': jnp.abs(f_pos),
+      'level_displacement': moved}
+  return mean, grads, {name: jax.ops.segment_sum(value, t, levels.num_models) for name, value in by_level.items()}

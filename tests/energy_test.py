@@ -1,9 +1,11 @@
 from absl.testing import absltest, parameterized
+import chex
 from flax import traverse_util
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from diffusion_ebm import energy
 from diffusion_ebm.energy import conv, layers, mlp, resnet, spectral_norm
@@ -38,6 +40,64 @@ class ConvTest(parameterized.TestCase):
     g = jax.random.normal(jax.random.key(2), ours.shape)
     for a, b in zip(vjp(g), their_vjp(g), strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+  @parameterized.parameters((8, 8, 64, 96), (6, 8, 128, 64), (7, 8, 64, 64))
+  def test_wide_kernels_give_the_same_in_float32(self, height, width, channels, features):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, height, width, channels))
+    kernel = jax.random.normal(keys[1], (3, 3, channels, features)) / jnp.sqrt(9 * channels)
+    g = jax.random.normal(keys[2], (2, height, width, features))
+
+    def reference(x, kernel):
+      return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+    tiles = conv.prepare({'layer': {'kernel': kernel}})['layer']['tiles']
+    theirs, their_vjp = jax.vjp(reference, x, kernel)
+    for prepared in (None, tiles):
+      ours, vjp = jax.vjp(lambda x, k, prepared=prepared: conv.conv2d(x, k, 1, prepared), x, kernel)
+      # Values of order one, sums of some hundred terms: a few float32 epsilons, 6e-8, times their root.
+      for a, b in zip((ours, *vjp(g)), (theirs, *their_vjp(g)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=5e-6 * np.abs(b).max())
+
+  def test_a_gradient_of_the_gradient_is_that_of_lax(self):
+    x, kernel = images(2, 8, 3), jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+
+    def second(f):
+      inner = lambda x: jnp.sum(jnp.sin(f(x, kernel)))  # noqa: E731
+      return jax.grad(lambda x: jnp.sum(jax.grad(inner)(x)**2))(x)
+
+    ours = second(conv.conv2d)
+    theirs = second(lambda x, k: lax.conv_general_dilated(
+        x, k, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
+
+  def test_only_wide_3x3_kernels_are_prepared(self):
+    shapes = {'wide': (3, 3, 64, 64), 'narrow': (3, 3, 3, 64), 'point': (1, 1, 64, 64), 'dense': (64, 64)}
+    prepared = conv.prepare({name: {'kernel': jnp.ones(shape)} for name, shape in shapes.items()})
+    self.assertEqual(list(prepared), ['wide'])
+
+
+class BfloatTest(absltest.TestCase):
+
+  def test_energy_and_score_stay_close_to_float32_and_are_float32(self):
+    options = {'ch': 16, 'ch_mult': (1, 2), 'num_res_blocks': 2, 'attention_resolutions': (4,)}
+    exact, rough = resnet.ResNet(**options), resnet.ResNet(**options, dtype=jnp.bfloat16)
+    y, t = images(4), jnp.array([0, 1, 3, 5])
+    params = randomised(exact.init(jax.random.key(0), y, t)['params'])
+
+    def both(network):
+      return jax.value_and_grad(lambda p, y: jnp.sum(network.apply({'params': p}, y, t)), (0, 1))(params, y)
+
+    (f, (grads, score)), (rough_f, (rough_grads, rough_score)) = both(exact), both(rough)
+    chex.assert_trees_all_equal_dtypes(grads, rough_grads)
+    self.assertEqual((rough_f.dtype, rough_score.dtype), (jnp.float32, jnp.float32))
+    # bfloat16 has 8 bits, 0.4 % an operation; a dozen layers add up to a few times that.
+    self.assertLess(abs(float(rough_f / f - 1)), 0.02)
+    self.assertLess(float(jnp.linalg.norm(rough_score - score) / jnp.linalg.norm(score)), 0.03)
+    distance = optax.tree.norm(jax.tree.map(jnp.subtract, grads, rough_grads)) / optax.tree.norm(grads)
+    self.assertLess(float(distance), 0.03)
+    self.assertGreater(float(distance), 1e-4)  # it was not computed in float32
 
 
 class ResNetTest(parameterized.TestCase):

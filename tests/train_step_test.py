@@ -1,5 +1,8 @@
 """The training step beside its parts, done one after the other on the same random numbers."""
 
+import dataclasses
+import functools
+
 from absl.testing import absltest
 import jax
 import jax.numpy as jnp
@@ -63,6 +66,12 @@ class TrainStepTest(absltest.TestCase):
   def test_moving_average_follows_the_updated_parameters(self):
     expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, self.state.ema_params, self.after.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), self.after.ema_params, expected)
+
+  def test_micro_batches_add_up_to_the_batch(self):
+    settings = dataclasses.replace(SETTINGS, micro_batches=3)
+    state, metrics = self.step(self.state, self.batch, jnp.arange(12), settings)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, (state, metrics), (self.after, self.metrics))
 
   def test_statistics_are_those_of_each_level(self):
     _, f_pos, _, t, moved = self.expected()

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from diffusion_ebm.energy import conv
 from diffusion_ebm.energy.mlp import MLP
 from diffusion_ebm.energy.resnet import ResNet
 
@@ -43,4 +44,5 @@ def at_level(network, weights, t, dropout_keys=None):
     A function from (B, ...) to float32 (B,).
   """
   level = network.apply({'params': weights}, t, method='embed')
-  return lambda y: network.apply({'params': weights}, y, level, dropout_keys, method='f')
+  variables = {'params': weights, conv.PREPARED: conv.prepare(weights)}
+  return lambda y: network.apply(variables, y, level, dropout_keys, method='f')

@@ -8,7 +8,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from diffusion_ebm.energy.conv import conv2d
+from diffusion_ebm.energy.conv import PREPARED, conv2d
 
 ACTIVATIONS: dict[str, Callable] = {
     'lrelu': lambda x: nn.leaky_relu(x, 0.2),
@@ -38,10 +38,12 @@ class Conv(nn.Module):
   def __call__(self, x):
     kernel = self.param('kernel', kernel_init(self.init_scale), (3, 3, x.shape[-1], self.features))
     bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
-    x = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride) + bias.astype(self.dtype)
+    # Bias and scale are float32: whatever the dtype, their gradients are summed in float32.
+    tiles = self.get_variable(PREPARED, 'tiles')
+    x = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, tiles) + bias
     if self.use_scale:
-      x = x * self.param('scale', nn.initializers.ones_init(), (self.features,)).astype(self.dtype)
-    return x
+      x = x * self.param('scale', nn.initializers.ones_init(), (self.features,))
+    return x.astype(self.dtype)
 
 
 def dense(features: int, name: str, init_scale: float = 1.0, dtype=jnp.float32) -> nn.Dense:

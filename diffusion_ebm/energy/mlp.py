@@ -27,7 +27,7 @@ class Trunk(nn.Module):
     h = jnp.concatenate([y, jnp.sin(angles), jnp.cos(angles)], axis=1).astype(self.dtype)
     h = layers.dense(self.ch, 'dense_in', dtype=self.dtype)(h)
     for i in range(self.num_layers):
-      h = act(h + level[f'layer_{i}'].astype(self.dtype))
+      h = act((h + level[f'layer_{i}']).astype(self.dtype))
       keys = None if dropout_keys is None else jax.vmap(lambda key, n=i: jax.random.fold_in(key, n))(dropout_keys)
       h = layers.dropout(h, self.dropout, keys)
       h = layers.dense(self.ch, f'dense_{i}', dtype=self.dtype)(h)

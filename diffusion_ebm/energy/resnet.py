@@ -26,7 +26,7 @@ class Block(nn.Module):
     act = layers.ACTIVATIONS[self.act]
     h = act(layers.norm(self.norm, x, 'norm_1', self.axis_name))
     h = layers.Conv(self.features, dtype=self.dtype, name='conv_1')(h)
-    h = h + level[:, None, None, :].astype(self.dtype)
+    h = (h + level[:, None, None, :]).astype(self.dtype)
     h = act(layers.norm(self.norm, h, 'norm_2', self.axis_name))
     h = layers.dropout(h, self.dropout, dropout_keys)
     h = layers.Conv(self.features, init_scale=0.0, use_scale=self.use_scale, dtype=self.dtype, name='conv_2')(h)
