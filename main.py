@@ -24,6 +24,11 @@ _NUM_SAMPLES = flags.DEFINE_integer('num_samples', 64, 'sample: how many; for ev
 _SEED = flags.DEFINE_integer(
     'seed', 0, 'sample, grid: of the random numbers; training has --config.seed, eval --config.eval.seed.')
 _STEP = flags.DEFINE_integer('step', None, 'sample, grid, eval: which checkpoint; the newest by default, for eval all.')
+_DISTRIBUTED = flags.DEFINE_boolean(
+    'distributed', False, 'Several processes, found by JAX itself: TPU pods, SLURM, Open MPI, Kubernetes.')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'Several processes, by hand: HOST:PORT of process 0.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: how many processes.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: number of this process, from 0.')
 
 _DEFAULT_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'configs', 'digits.py')
 
@@ -83,9 +88,26 @@ def _parse(argv):
   return config
 
 
+def _connect():
+  """Joins the other processes of the run, if there are any."""
+  by_hand = {flag.name: flag.value for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
+  missing = [f'--{name}' for name, value in by_hand.items() if value is None]
+  if 0 < len(missing) < len(by_hand):
+    raise UserError(f'--coordinator, --num_processes and --process_id go together; missing: {", ".join(missing)}')
+  if missing and not _DISTRIBUTED.value:
+    return
+  if _MODE.value in ('grid', 'eval'):
+    raise UserError(f'--mode={_MODE.value} runs in one process: leave --distributed and --coordinator out')
+  from diffusion_ebm import parallel
+  parallel.connect(*by_hand.values())
+  if not parallel.is_first():
+    logging.getLogger('diffusion_ebm').setLevel(logging.WARNING)
+
+
 def _run(config):
   if not _WORKDIR.value:
     raise UserError('--workdir is missing: name the folder for checkpoints, samples and logs')
+  _connect()
   if _MODE.value == 'train':
     from diffusion_ebm import train
     train.train(config, _WORKDIR.value)
@@ -112,6 +134,9 @@ def main():
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(error.exit_code)
+  except KeyboardInterrupt:  # before there is anything to save, or by a second Ctrl-C
+    print('error: interrupted: what was saved is whole', file=sys.stderr)
+    sys.exit(130)
 
 
 if __name__ == '__main__':

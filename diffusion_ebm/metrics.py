@@ -105,6 +105,19 @@ class Writer:
     self._board.close()
 
 
+class NoWriter:
+  """Writes nothing: for the processes that leave it to the first."""
+
+  def scalars(self, step: int, values: dict[str, float]):
+    pass
+
+  def picture(self, step: int, name: str, picture: np.ndarray):
+    pass
+
+  def close(self):
+    pass
+
+
 def _drop_after(path, step):
   """Keeps the whole lines of the file whose step is at most `step`."""
   if not os.path.exists(path):

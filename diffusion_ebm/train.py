@@ -1,5 +1,6 @@
 """The training job."""
 
+import contextlib
 import logging
 import os
 import time
@@ -12,7 +13,7 @@ from diffusion_ebm import checkpoints, data, generate, interrupts, metrics, para
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 from diffusion_ebm import workdir as workdir_lib
-from diffusion_ebm.errors import InterruptedRun
+from diffusion_ebm.errors import UserError
 from diffusion_ebm.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -31,16 +32,43 @@ def train(config, workdir: str):
   Raises:
     UserError: something in the configuration, the data or the workdir that the user can mend.
     DivergedError: the numbers went wrong; the last good checkpoint is kept.
-    InterruptedRun: Ctrl-C or SIGTERM; the state is saved.
+    InterruptedRun: Ctrl-C; the state is saved.
+    PreemptedRun: SIGTERM; the state is saved.
   """
   # Everything that can be refused, before anything is written or compiled.
   config = config_lib.resolve(config)
-  config_lib.check(config, jax.device_count())
-  config_lib.check_same_run(config, workdir)
-  source = data.load_source(config.data, 'train')
-  workdir_lib.make(workdir)
-  config_lib.save(config, workdir)
 
+  def load_source():
+    config_lib.check(config, parallel.num_devices())
+    config_lib.check_same_run(config, workdir)
+    return data.load_source(config.data, 'train')
+
+  source = parallel.together(load_source)
+  _check_same_everywhere(config, source)
+  with contextlib.ExitStack() as lock:
+    def claim():
+      workdir_lib.make(workdir)
+      lock.enter_context(workdir_lib.lock(workdir))
+      config_lib.save(config, workdir)
+
+    parallel.together(claim, first_only=True)
+    _train(config, workdir, source)
+
+
+def _check_same_everywhere(config, source):
+  """Raises a `UserError` if the processes of the run were given different things to do."""
+  settings = config.copy_and_resolve_references()
+  settings.data.path = ''  # of its own on each host
+  tasks = parallel.exchange([settings.to_json(sort_keys=True), len(source), list(source.shape)])
+  for number, (settings, *examples) in enumerate(tasks):
+    if settings != tasks[0][0]:
+      raise UserError(f'process {number} has another configuration than process 0: start all with the same options')
+    if examples != tasks[0][1:]:
+      raise UserError(f'process {number} has other data than process 0 ({examples[0]} and {tasks[0][1]} examples): '
+                      f'give all the same --config.data.path, or copies of the same files')
+
+
+def _train(config, workdir, source):
   # The state, new or continued.
   model = model_lib.build(config)
   manager = checkpoints.open_for_writing(workdir, config.train.keep_checkpoints, config.train.keep_every)
@@ -60,30 +88,33 @@ def train(config, workdir: str):
   if step:
     _log.info('going on from step %d', step)
 
-  batches = parallel.prefetch(data.train_batches(source, config.train.batch_size, config.seed, batches_read))
+  batches = parallel.prefetch(
+      data.train_batches(source, config.train.batch_size, config.seed, batches_read, parallel.share()))
   batch = next(batches)
   _log.info('compiling the training step')
   began = time.monotonic()
   step_fn = compile_step(config, model, state, batch)
   _log.info('compiled in %.1f s; training to step %d', time.monotonic() - began, config.train.num_steps)
 
-  writer = metrics.Writer(workdir, step)
+  writer = metrics.Writer(workdir, step) if parallel.is_first() else metrics.NoWriter()
   picture = _make_picture(config, model, source, workdir, writer)
-  progress = Progress('training', config.train.num_steps, step)
+  progress = Progress('training', config.train.num_steps, step, shown=parallel.is_first())
   report = _Report(config, model, writer, progress)
+  agreed = parallel.Agreement()
   try:
     with interrupts.requested() as stop_requested:
       while step < config.train.num_steps:
         state, step_metrics = step_fn(state, batch)
         step += 1
         report.add(step, step_metrics)
-        stopping = stop_requested()
+        stopping = agreed(stop_requested())
         last = stopping or step == config.train.num_steps
         if last or step % config.train.checkpoint_every == 0:
           with report.pause():  # every number up to here is known to be sound before the state is kept
             checkpoints.save(manager, state, step)
         if stopping:
-          raise InterruptedRun(f'stopped at step {step}, which is saved: run the same command again to go on')
+          raise interrupts.stopped(
+              stopping, f'stopped at step {step}, which is saved: run the same command again to go on')
         if step == config.train.num_steps or step % config.train.sample_every == 0:
           with report.pause():
             progress.line('drawing samples')
@@ -182,7 +213,10 @@ def _make_picture(config, model, source, workdir, writer):
 
   def picture(step, state):
     _, path = sampler(state, config.seed, 0, count)
-    levels = generate.picture_of_levels(model, path, examples, keep, densities and densities(state))
+    exact = densities and densities(state)
+    if not parallel.is_first():
+      return
+    levels = generate.picture_of_levels(model, path, examples, keep, exact)
     pictures.save_png(os.path.join(workdir_lib.samples_dir(workdir), f'training_{step:08d}.png'), levels)
     writer.picture(step, 'samples', levels)
 

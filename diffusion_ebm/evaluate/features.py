@@ -6,7 +6,6 @@ import os
 from typing import Any
 import zipfile
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -124,7 +123,7 @@ def compile_extractor(extractor: Extractor, shape, vector: bool, batch_size: int
     logits None where there are no classes. It raises a `UserError` for examples of another type or shape, and for
     values that are not finite.
   """
-  devices = jax.local_device_count()
+  devices = parallel.num_devices()
   batch_size = -(-batch_size // devices) * devices
   dtype = np.dtype(np.float32 if vector else np.uint8)
   params = parallel.replicate(extractor.params)
