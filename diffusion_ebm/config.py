@@ -18,7 +18,7 @@ _FREE = {
     'data.path', 'data.max_memory_gb', 'data.num_workers', 'model.remat', 'sampling.noise_scale',
     'sampling.generation_steps', 'sampling.denoise', 'sampling.batch_size',
     'train.num_steps', 'train.log_every', 'train.sample_every', 'train.checkpoint_every', 'train.keep_checkpoints',
-    'train.keep_every'}
+    'train.keep_every', 'train.max_bad_steps', 'train.stop_on_save_error'}
 # Sections that say nothing about the run.
 _FREE_SECTIONS = ('eval',)
 
@@ -98,7 +98,7 @@ def _problems(config, num_devices):
   at_least('train.warmup_steps', train.warmup_steps, 0)
   at_least('train.grad_clip', train.grad_clip, 0)
   require(0 <= train.ema_decay < 1, f'train.ema_decay is {train.ema_decay}, not in [0, 1)')
-  for name in ('log_every', 'sample_every', 'checkpoint_every', 'keep_checkpoints'):
+  for name in ('log_every', 'sample_every', 'checkpoint_every', 'keep_checkpoints', 'max_bad_steps'):
     at_least(f'train.{name}', train[name], 1)
   at_least('train.keep_every', train.keep_every, 0)
   return problems + _eval_problems(config)
@@ -185,6 +185,11 @@ def load(workdir) -> ml_collections.ConfigDict | None:
     return None
   except (OSError, ValueError) as error:
     raise UserError(f'{_path(workdir)} cannot be read ({error}): restore it, or use another --workdir') from error
+  return from_dict(saved)
+
+
+def from_dict(saved: dict) -> ml_collections.ConfigDict:
+  """A configuration from what JSON holds of it."""
   sections = {key: {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
               if isinstance(value, dict) else value for key, value in saved.items()}
   return ml_collections.ConfigDict(sections)
@@ -201,9 +206,14 @@ def check_same_run(config, workdir, free=()):
     free: further sections or keys that do not count, such as 'train' or 'sampling.num_steps'.
   """
   saved = load(workdir)
-  if saved is None:
-    return
-  ours, theirs = dict(_flatten(config.to_dict())), dict(_flatten(saved.to_dict()))
+  if saved is not None:
+    check_same(config, saved.to_dict(), workdir, free)
+
+
+def check_same(config, saved: dict, where: str, free=()):
+  """Raises a `UserError` that lists the keys in which a saved configuration, found `where`, differs; see above."""
+  ours = dict(_flatten(config.to_dict()))
+  theirs = ours | dict(_flatten(saved))  # an older version did not know all of ours
   skip = _FREE - {'train.num_steps'} if config.train.cosine_decay else _FREE
   differing = [
       key for key in sorted(ours.keys() | theirs.keys())
@@ -213,4 +223,4 @@ def check_same_run(config, workdir, free=()):
     listed = ', '.join(f'{key} ({theirs.get(key)!r} there, {ours.get(key)!r} here)' for key in differing)
     cosine = 'train.num_steps' in differing
     why = ' (with cosine decay, the length of the run shapes its learning rate)' if cosine else ''
-    raise UserError(f'{workdir} belongs to another configuration: {listed}{why}; use another --workdir')
+    raise UserError(f'{where} belongs to another configuration: {listed}{why}; use another --workdir')

@@ -60,3 +60,9 @@ def lock(workdir) -> contextlib.ExitStack:
     file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
     file.flush()
     return stack.pop_all()
+
+
+def check_shared(workdir):
+  """Raises a `UserError` on a process that does not see the workdir which the first has locked."""
+  if not os.path.exists(os.path.join(workdir, _LOCK)):
+    raise UserError(f'--workdir={workdir} is not that of the first process: put it where all hosts share a file system')

@@ -17,7 +17,7 @@ def state_at(step):
   return TrainState(
       step=jnp.asarray(step, jnp.int32), params=params, ema_params=jax.tree.map(lambda a: a / 7, params),
       opt_state=((), {'count': jnp.asarray(step, jnp.int32), 'mu': jax.tree.map(lambda a: -a, params)}),
-      spectral={'conv': jnp.full(3, 0.1 * step, jnp.float32)})
+      spectral={'conv': jnp.full(3, 0.1 * step, jnp.float32)}, bad_steps=jnp.asarray(step % 3, jnp.int32))
 
 
 class CheckpointsTest(absltest.TestCase):
@@ -27,10 +27,10 @@ class CheckpointsTest(absltest.TestCase):
     self.workdir = self.enterContext(tempfile.TemporaryDirectory())
 
   def save(self, steps, keep, keep_every):
-    manager = checkpoints.open_for_writing(self.workdir, keep, keep_every)
+    saver = checkpoints.Saver(self.workdir, keep, keep_every)
     for step in steps:
-      checkpoints.save(manager, state_at(step), 10 * step)
-    manager.close()
+      saver.save(state_at(step), 10 * step)
+    saver.close()
     return sorted(int(name) for name in os.listdir(checkpoints.directory(self.workdir)))
 
   def assert_restored(self, step, at):

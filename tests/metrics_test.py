@@ -11,7 +11,7 @@ from diffusion_ebm.errors import DivergedError
 
 def step_metrics(levels=6, **changes):
   per_level = {name: np.ones(levels) for name in ('level_count', 'level_loss', 'level_f', 'level_displacement')}
-  return {'loss': 0.5, 'grad_norm': 2.0, 'grad_max': 1.0} | per_level | changes
+  return {'loss': 0.5, 'grad_norm': 2.0, 'grad_max': 1.0, 'bad_steps': 0} | per_level | changes
 
 
 class MetricsTest(absltest.TestCase):
@@ -44,7 +44,7 @@ class MetricsTest(absltest.TestCase):
 
   def test_records_are_plain_numbers(self):
     scalars = metrics.summarise([step_metrics(loss=np.float32(0.1), grad_norm=np.float32(0.2))])
-    self.assertEqual({type(value) for value in scalars.values()}, {float})
+    self.assertEqual({type(value) for value in scalars.values()}, {int, float})
     self.assertEqual(json.loads(json.dumps(scalars)), scalars)
 
   def test_trouble_is_named_by_level(self):

@@ -39,9 +39,9 @@ def save_first_state(config, workdir, step=0, **changes):
   """Makes a workdir with one checkpoint, of the state before the first step with some `changes`."""
   config_lib.save(config_lib.resolve(config), workdir)
   state = model_lib.build(config).state
-  manager = checkpoints.open_for_writing(workdir, 3, 0)
-  checkpoints.save(manager, state.replace(step=state.step + step, **changes), step)
-  manager.close()
+  saver = checkpoints.Saver(workdir, 3, 0)
+  saver.save(state.replace(step=state.step + step, **changes), step)
+  saver.close()
 
 
 def steps_of(workdir):
