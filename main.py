@@ -41,14 +41,32 @@ def _workdir(argv):
   return named[-1] if named else ''
 
 
-def _with_new_keys(saved):
-  """A configuration of an older version, with the defaults of what it does not know."""
-  for name, section in default.get_config().items():
+def _with_new_keys(saved, workdir):
+  """A configuration of an older version, with the defaults of what it does not know; nonsense is refused."""
+  defaults = default.get_config()
+  problems = _of_other_types('', saved, defaults)
+  if problems:
+    raise UserError(
+        f'config.json in {workdir} makes no sense: {"; ".join(problems)}; restore it, or use another --workdir')
+  for name, section in defaults.items():
     if name not in saved:
       saved[name] = section
     elif isinstance(section, ml_collections.ConfigDict):
       saved[name].update({key: value for key, value in section.items() if key not in saved[name]})
   return saved
+
+
+def _of_other_types(prefix, saved, defaults):
+  problems = []
+  for key, value in saved.items():
+    if key not in defaults:
+      continue
+    wanted = type(defaults[key])
+    if wanted is ml_collections.ConfigDict and isinstance(value, wanted):
+      problems += _of_other_types(f'{prefix}{key}.', value, defaults[key])
+    elif not (type(value) is wanted or wanted is float and type(value) is int):
+      problems.append(f'{prefix}{key} is {value!r}, not of type {wanted.__name__}')
+  return problems
 
 
 def _define_config(argv):
@@ -58,7 +76,7 @@ def _define_config(argv):
   if 'config' not in given:
     saved = config_lib.load(_workdir(argv))
   if saved is not None:
-    saved = _with_new_keys(saved)
+    saved = _with_new_keys(saved, _workdir(argv))
     return config_flags.DEFINE_config_dict('config', saved.lock())
   return config_flags.DEFINE_config_file(
       'config', _DEFAULT_CONFIG, 'The configuration; configs/default.py has its keys.', lock_config=True)
@@ -134,6 +152,13 @@ def main():
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(error.exit_code)
+  except (MemoryError, RuntimeError) as error:
+    if not isinstance(error, MemoryError) and 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    said = ' '.join(str(error).split())[:300]
+    print(f'error: not enough memory ({said}): try a smaller --config.train.batch_size, --config.sampling.batch_size '
+          'or --config.model.ch, --config.model.remat=True, or more devices', file=sys.stderr)
+    sys.exit(2)
   except KeyboardInterrupt:  # before there is anything to save, or by a second Ctrl-C
     print('error: interrupted: what was saved is whole', file=sys.stderr)
     sys.exit(130)

@@ -1,6 +1,7 @@
 """The configuration: what it leaves open is filled in, what is wrong with it is said at once, where it is kept."""
 
 import json
+import math
 import os
 
 import ml_collections
@@ -8,6 +9,9 @@ import ml_collections
 from diffusion_ebm import energy, evaluate, noise_levels, optimizer, recovery
 from diffusion_ebm.energy import layers
 from diffusion_ebm.errors import UserError
+
+# Steps, seeds and sizes are 32-bit numbers on the devices.
+_MAX_INT = 2**31 - 1
 
 # Widths of the published networks, by image size.
 _CH_MULT = {
@@ -38,9 +42,21 @@ def resolve(config) -> ml_collections.ConfigDict:
 
 def check(config, num_devices: int):
   """Raises a `UserError` that names everything that is wrong with a resolved configuration."""
-  problems = _problems(config, num_devices)
+  problems = _unusable(config) or _problems(config, num_devices)
   if problems:
     raise UserError('configuration: ' + '; '.join(problems))
+
+
+def _unusable(config):
+  """What makes no number at all, or one that cannot be computed with."""
+  problems = []
+  for key, value in _flatten(config.to_dict()):
+    for number in value if isinstance(value, list) else [value]:
+      if isinstance(number, float) and not math.isfinite(number):
+        problems.append(f'{key} is {number}, but must be finite')
+      elif isinstance(number, int) and abs(number) > _MAX_INT:
+        problems.append(f'{key} is {number}, but must be at most {_MAX_INT}')
+  return problems
 
 
 def _problems(config, num_devices):
@@ -181,9 +197,11 @@ def load(workdir) -> ml_collections.ConfigDict | None:
   try:
     with open(_path(workdir), encoding='utf-8') as file:
       saved = json.load(file)
+    if not isinstance(saved, dict):
+      raise ValueError('no JSON object')
   except (FileNotFoundError, NotADirectoryError):
     return None
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise UserError(f'{_path(workdir)} cannot be read ({error}): restore it, or use another --workdir') from error
   return from_dict(saved)
 

@@ -2,11 +2,12 @@
 
 import json
 import os
+from unittest import mock
 
 import jax
 
 from configs import digits, toy2d
-from diffusion_ebm import checkpoints, sample, train
+from diffusion_ebm import checkpoints, parallel, sample, train
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 
@@ -73,8 +74,13 @@ def contents(folder):
   return files
 
 
-def train_and_sample(workdir):
-  """For a process of its own: the number of devices is fixed when JAX starts."""
-  train.train(digits_config(), workdir)
-  sample.sample(digits_config(), workdir, 5, 0)
-  print(jax.device_count(), 'devices')
+def train_on_devices(folder, num_steps):
+  """For a process of its own with 8 devices: trains and samples on 1, 2, 4 and 8 of them."""
+  config = digits_config(num_steps=int(num_steps), checkpoint_every=10, sample_every=int(num_steps), log_every=5)
+  devices = jax.devices()
+  for number in (1, 2, 4, 8):
+    with mock.patch.object(parallel, 'devices', lambda number=number: devices[:number]):
+      workdir = os.path.join(folder, str(number))
+      train.train(config, workdir)
+      sample.sample(config, workdir, 5, 0)
+      print(parallel.num_devices())

@@ -4,12 +4,11 @@ from collections.abc import Callable
 import dataclasses
 import os
 from typing import Any
-import zipfile
 
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import parallel
+from diffusion_ebm import npz, parallel
 from diffusion_ebm.errors import UserError
 from diffusion_ebm.evaluate import classifier, inception, inception_weights
 
@@ -103,9 +102,8 @@ def small_classifier(source, test_source, path: str) -> Extractor:
 
 def _load(path):
   try:
-    with np.load(path, allow_pickle=False) as file:
-      return dict(file)
-  except (FileNotFoundError, ValueError, zipfile.BadZipFile):
+    return npz.read(path)
+  except (OSError, ValueError):
     return None
 
 
