@@ -97,12 +97,12 @@ class DamageTest(parameterized.TestCase):
       saver.save(state_at(step), 10 * step)
     saver.close()
 
-  def file(self, name):
-    """The path of a file of the newest checkpoint; of the data, the largest."""
+  def file(self, name, step=8):
+    """The path of a file of a checkpoint; of the data, the largest."""
+    folder = os.path.join(self.folder, str(step))
     if name == 'data':
-      found = glob.glob(os.path.join(self.folder, '8', 'state', '**', 'd', '*'), recursive=True)
-      return max(found, key=os.path.getsize)
-    return os.path.join(self.folder, '8', name)
+      return max(glob.glob(os.path.join(folder, 'state', '**', 'd', '*'), recursive=True), key=os.path.getsize)
+    return os.path.join(folder, name)
 
   def restore(self, **kwargs):
     manager = checkpoints.open_for_reading(self.workdir)
@@ -198,7 +198,7 @@ class DamageTest(parameterized.TestCase):
     restored = self.restore()
     jax.tree.map(np.testing.assert_array_equal, restored.state, state.replace(bad_steps=0))
     self.assertEqual(restored.batches_read, 50)
-    os.truncate(glob.glob(os.path.join(self.folder, '12', 'state', '*', 'd', '*'))[0], 0)
+    os.truncate(self.file('data', 12), 0)
     with self.assertLogs('diffusion_ebm', 'WARNING') as logs:
       self.assert_is(self.restore(), 8)
     self.assertIn('step 12 is damaged', logs.output[0])
