@@ -2,11 +2,10 @@
 
   python -m tests.crash_loop [--kills=20] [--signal=KILL|TERM] [--seed=0] [--workdir=DIR]
 
-Each attempt is main.py in a process of its own, on a folder of images. The moments of the kills are drawn at random,
-some by the clock from the start of the process (imports, reading of the images, compilation, training), others right
-after a checkpoint has begun to be written, or while the images are read. At the end every array of the state must
-equal, bit for bit, that of an undisturbed run, the metrics must be the same, and, with SIGTERM, no step may have been
-done twice.
+Each attempt is main.py in a process of its own, on a folder of images. The kills come at random moments of each phase
+in turn: while the images are read, during compilation, in training, while a checkpoint is written, while samples are
+drawn. At the end every array of the state must equal, bit for bit, that of an undisturbed run, the metrics must be the
+same, and, with SIGTERM, no step may have been done twice.
 """
 
 import argparse
@@ -26,14 +25,14 @@ import numpy as np
 
 from tests import testing
 
-# Where an attempt is, by what it has logged.
-_PHASES = {'reading': 'data preparation', 'compiling the training step': 'compilation', 'compiled in': 'training',
-           'drawing samples': 'drawing samples'}
-
-
-# When to strike, in turn: at any time, while a checkpoint is written, while the images are read.
-_KINDS = ('any time', 'saving', 'reading', 'saving', 'any time')
-_PATIENCE = 3.0  # about the seconds from the start of an attempt to its first step
+# Where an attempt is, by the last of these that it has logged.
+_PHASES = (('reading', 'data preparation'), ('examples of shape', 'setting up'),
+           ('compiling the training step', 'compilation'), ('compiled in', 'training'),
+           ('drawing samples', 'drawing samples'))
+_SAVING = 'writing a checkpoint'
+# When to strike, in turn, and the longest wait from the beginning of the phase, in seconds.
+_KINDS = ('training', _SAVING, 'data preparation', _SAVING, 'drawing samples', 'compilation')
+_LONGEST = {'training': 1.0, 'data preparation': 0.3, 'drawing samples': 1.0, 'compilation': 0.5}
 
 
 def _images(folder, count):
@@ -55,7 +54,7 @@ def _config(images):
   config.sampling.update({'num_steps': 2})
   config.train.update({
       'batch_size': 8, 'num_steps': 1_000_000, 'warmup_steps': 1, 'log_every': 1, 'checkpoint_every': 4,
-      'sample_every': 200, 'keep_checkpoints': 2, 'keep_every': 0})
+      'sample_every': 40, 'keep_checkpoints': 2, 'keep_every': 0})
   return config_lib.resolve(config)
 
 
@@ -63,19 +62,19 @@ class _Attempt:
   """main.py on a workdir, in a fork of this process."""
 
   def __init__(self, workdir, *args):
-    self._workdir, self._log = workdir, tempfile.NamedTemporaryFile('r')  # noqa: SIM115 (closed by `finish`)
-    self.began = time.monotonic()
+    self._workdir, self._log = workdir, f'{workdir}.log'
+    log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     self.pid = os.fork()
     if not self.pid:
       import runpy
-      log = os.open(self._log.name, os.O_WRONLY | os.O_APPEND)
       os.dup2(log, 2)
       sys.argv = ['main.py', f'--workdir={workdir}', *args]
       runpy.run_path(os.path.join(testing.ROOT, 'main.py'), run_name='__main__')
       sys.exit(0)
+    os.close(log)
 
   def output(self):
-    with open(self._log.name, encoding='utf-8') as file:
+    with open(self._log, encoding='utf-8') as file:
       return file.read()
 
   def running(self):
@@ -90,8 +89,9 @@ class _Attempt:
 
   def phase(self):
     text = self.output()
-    reached = [name for said, name in _PHASES.items() if said in text]
-    return 'writing a checkpoint' if self.is_saving() else reached[-1] if reached else 'start'
+    if 'compiled in' in text and self.is_saving():  # earlier, it is what the last attempt has left
+      return _SAVING
+    return max(((text.rfind(said), name) for said, name in _PHASES), default=(0, ''))[1]
 
   def finish(self):
     while self.running():
@@ -101,19 +101,20 @@ class _Attempt:
 
 def _strike(attempt, rng, kind):
   """Waits for the moment at which to kill, and returns the phase in which it came."""
-  early, late, short = rng.uniform(0, 2 * _PATIENCE), rng.uniform(0, _PATIENCE), rng.uniform(0, 0.02)
+  share, patience = rng.random(), rng.random()
+  marks = dict((phase, said) for said, phase in _PHASES)
+  began = None
   while attempt.running():
-    lived = time.monotonic() - attempt.began
-    if kind == 'any time' and lived > early:
+    if began is None and marks.get(kind, 'compiled in') in attempt.output():
+      began = time.monotonic()
+    if kind == _SAVING and began and time.monotonic() > began + patience and attempt.is_saving():
+      time.sleep(0.02 * share)
       return attempt.phase()
-    if kind == 'reading' and 'reading' in attempt.output():
-      time.sleep(5 * short)
-      return 'data preparation'
-    if kind == 'saving' and lived > late and attempt.is_saving():
-      time.sleep(short)
+    if kind in marks and began:
+      time.sleep(share * _LONGEST[kind])
       return attempt.phase()
     time.sleep(0.001)
-  raise AssertionError(f'the run ended by itself, with {attempt.code}: {attempt.finish()}')
+  raise AssertionError(f'the run ended by itself, with {attempt.code}: {attempt.output()}')
 
 
 def _state(workdir):
