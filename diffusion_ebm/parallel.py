@@ -9,6 +9,9 @@ communicates in the same order.
 import collections
 from collections.abc import Callable, Iterable, Iterator
 import json
+import logging
+import socket
+import time
 from typing import Any
 
 import jax
@@ -20,7 +23,10 @@ import numpy as np
 
 from diffusion_ebm.errors import UserError
 
+_log = logging.getLogger(__name__)
+
 AXIS = 'devices'
+_WAIT_SECONDS = 300.0  # for process 0 to start
 
 # The scheduler that XLA uses on CPU by default runs independent operations side by side, which costs more than it
 # gains where every operation already uses all the cores: see docs/performance.md.
@@ -44,6 +50,8 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
   Raises:
     UserError: the others cannot be found or do not fit.
   """
+  if coordinator is not None:
+    _find(coordinator, process_id)
   # Its handler would swallow SIGTERM, which `interrupts` handles.
   jax.config.update('jax_enable_preemption_service', False)
   try:
@@ -56,6 +64,25 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
   if len(counts) > 1:
     raise UserError(f'the processes have different numbers of devices ({", ".join(map(str, sorted(counts)))}): give '
                     f'each the same')
+
+
+def _find(coordinator, process_id):
+  """Waits until process 0 listens: where nobody comes, JAX would end the process with a stack trace."""
+  host, _, port = coordinator.rpartition(':')
+  if not host or not port.isdecimal():
+    raise UserError(f'--coordinator={coordinator} is not HOST:PORT')
+  _log.info('waiting for the other processes at %s', coordinator)
+  until = time.monotonic() + _WAIT_SECONDS
+  while process_id:
+    try:
+      socket.create_connection((host.strip('[]'), int(port)), timeout=5).close()
+      return
+    except (OSError, OverflowError) as error:
+      if time.monotonic() > until:
+        raise UserError(
+            f'process 0 does not answer at --coordinator={coordinator} ({error}): start it, or check the address and '
+            f'the firewall') from error
+    time.sleep(0.2)
 
 
 def is_first() -> bool:
