@@ -1,7 +1,6 @@
 import glob
 import os
 import re
-import resource
 import tempfile
 from unittest import mock
 
@@ -14,6 +13,7 @@ import orbax.checkpoint as ocp
 from diffusion_ebm import checkpoints
 from diffusion_ebm.errors import SaveError, UserError
 from diffusion_ebm.train_step import TrainState
+from tests import testing
 
 
 def state_at(step):
@@ -205,16 +205,11 @@ class DamageTest(parameterized.TestCase):
 
   def test_on_a_full_disk_a_save_is_one_line_and_the_next_one_works(self):
     saver = checkpoints.Saver(self.workdir, 3, 0)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))  # no file may be larger: any user can do that
-    try:
-      with self.assertRaisesRegex(
-          SaveError, 'the checkpoint of step 9 could not be written .*: free space in .*earlier checkpoints are whole'
-      ) as caught:
-        saver.save(state_at(9), 90)
-        saver.wait()
-    finally:
-      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with testing.full_disk(), self.assertRaisesRegex(
+        SaveError, 'the checkpoint of step 9 could not be written .*: free space in .*earlier checkpoints are whole'
+    ) as caught:
+      saver.save(state_at(9), 90)
+      saver.wait()
     self.assertNotIn('\n', str(caught.exception))
     self.assert_is(self.restore(), 8)
     saver.save(state_at(10), 100)

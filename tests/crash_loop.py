@@ -15,6 +15,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -189,15 +190,17 @@ def main():
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--workdir', help='keeps everything in this new folder')
   args = parser.parse_args()
-  with tempfile.TemporaryDirectory() as folder:
-    if args.workdir:
-      os.makedirs(args.workdir)
-      folder = args.workdir
+  process, folder = os.getpid(), args.workdir or tempfile.mkdtemp()
+  os.makedirs(folder, exist_ok=not args.workdir)
+  try:
     jax.config.update('jax_platforms', 'cpu')
     if not jax.config.jax_compilation_cache_dir:  # attempts share what they compile
       jax.config.update('jax_compilation_cache_dir', os.path.join(folder, 'compiled'))
       jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
     crash_loop(folder, args.kills, getattr(signal, f'SIG{args.signal}'), args.seed)
+  finally:
+    if not args.workdir and os.getpid() == process:  # not in the forks
+      shutil.rmtree(folder)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,5 @@
 import json
 import os
-import resource
 import tempfile
 
 from absl.testing import absltest
@@ -8,6 +7,7 @@ import numpy as np
 
 from diffusion_ebm import metrics
 from diffusion_ebm.errors import DivergedError
+from tests import testing
 
 
 def step_metrics(levels=6, **changes):
@@ -65,10 +65,8 @@ class MetricsTest(absltest.TestCase):
     workdir = self.enterContext(tempfile.TemporaryDirectory())
     writer = metrics.Writer(workdir, 0)
     writer.scalars(1, {'loss': 1.0})
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     path = os.path.join(workdir, 'metrics.jsonl')
-    resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(path) + 9, limits[1]))
-    try:
+    with testing.full_disk(os.path.getsize(path) + 9):
       for step in (2, 3):
         with self.assertRaises(OSError):
           writer.scalars(step, {'loss': 1.0})
@@ -76,8 +74,6 @@ class MetricsTest(absltest.TestCase):
         writer.picture(step, 'samples', np.zeros((2, 2, 3), np.uint8))
       with open(path, encoding='utf-8') as file:
         self.assertEqual(file.read(), '{"step": 1, "loss": 1.0}\n')
-    finally:
-      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     writer.scalars(4, {'loss': 1.0})
     writer.close()
     with open(path, encoding='utf-8') as file:

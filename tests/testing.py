@@ -1,7 +1,9 @@
 """Tiny runs for the tests of the jobs."""
 
+import contextlib
 import json
 import os
+import resource
 from unittest import mock
 
 import jax
@@ -56,6 +58,17 @@ def restore(config, workdir, step=None):
   restored = checkpoints.restore(manager, model_lib.build(config_lib.resolve(config)).state, step)
   manager.close()
   return restored
+
+
+@contextlib.contextmanager
+def full_disk(size=64):
+  """As if the disk were full: no file may grow beyond so many bytes. Any user can do that."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def records(workdir):

@@ -5,7 +5,6 @@ import errno
 import io
 import os
 import re
-import resource
 import shutil
 import signal
 import tempfile
@@ -159,33 +158,31 @@ class TrainTest(absltest.TestCase):
       train.train(config, self.folder)
 
   def test_on_a_full_disk_training_goes_on_or_stops_as_configured(self):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    add = train._Report.add
+    save, scalars = checkpoints.Saver.save, metrics.Writer.scalars
 
-    def filling(report, step, *args):
-      add(report, step, *args)
-      soft = 100 if step < 4 else limits[0]  # while the checkpoint of step 2 is written and found to have failed
-      resource.setrlimit(resource.RLIMIT_FSIZE, (soft, limits[1]))
+    def save_once(saver, state, step):
+      with testing.full_disk() if step == 2 else contextlib.nullcontext():
+        save(saver, state, step)
+        saver.wait()
 
-    self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
-    config = testing.digits_config(num_steps=6)
-    wait = checkpoints.Saver.save
+    def write_once(writer, step, values):
+      with testing.full_disk() if step == 3 else contextlib.nullcontext():
+        scalars(writer, step, values)
 
-    def save_and_wait(saver, *args):
-      wait(saver, *args)
-      saver.wait()
-
-    with mock.patch.object(train._Report, 'add', filling), mock.patch.object(checkpoints.Saver, 'save', save_and_wait):
+    config = testing.digits_config(num_steps=6, sample_every=6)
+    with mock.patch.object(checkpoints.Saver, 'save', save_once), mock.patch.object(
+        metrics.Writer, 'scalars', write_once):
       with self.assertLogs('diffusion_ebm', 'WARNING') as logs:
         train.train(config, self.folder)
-      self.assertRegex('\n'.join(logs.output), 'checkpoint of step 2 could not be written .*; going on')
+      self.assertRegex(logs.output[0], 'checkpoint of step 2 could not be written .*; going on$')
+      self.assertRegex(logs.output[1], 'could not be written .*: free space; going on$')
+      self.assertLen(logs.output, 2)
       self.assertEqual(testing.steps_of(self.folder), [4, 6])
+      self.assertEqual([record['step'] for record in testing.records(self.folder)], [1, 2, 3, 4, 5, 6])
       config.train.stop_on_save_error = True
-      stopped = os.path.join(self.folder, 'stopped')
-      with self.assertRaisesRegex(SaveError, 'could not be written') as caught:
-        train.train(config, stopped)
+      with self.assertRaisesRegex(SaveError, 'checkpoint of step 2 could not be written') as caught:
+        train.train(config, os.path.join(self.folder, 'stopped'))
     self.assertEqual(caught.exception.exit_code, 4)
-    self.assertEqual([record['step'] for record in testing.records(self.folder)], [1, 2, 3, 4, 5, 6])
 
   def test_steps_done_again_after_a_crash_are_recorded_once(self):
     # As if killed after the record of step 4 but before its checkpoint.
@@ -215,7 +212,8 @@ class TrainTest(absltest.TestCase):
     self.assertFalse(os.path.exists(workdir))
 
   def test_a_run_that_diverges_names_a_level_and_keeps_what_can_be_restored(self):
-    config = testing.digits_config(learning_rate=1e6, num_steps=50, checkpoint_every=1, sample_every=50)
+    config = testing.digits_config(
+        learning_rate=1e6, num_steps=50, checkpoint_every=1, sample_every=50, max_bad_steps=1)
     with self.assertRaisesRegex(DivergedError, r'level \d.* at step \d+') as caught:
       train.train(config, self.folder)
     self.assertEqual(caught.exception.exit_code, 3)
