@@ -55,7 +55,8 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
   # Its handler would swallow SIGTERM, which `interrupts` handles.
   jax.config.update('jax_enable_preemption_service', False)
   try:
-    jax.distributed.initialize(coordinator, num_processes, process_id)
+    jax.distributed.initialize(
+        coordinator, num_processes, process_id, cluster_detection_method='deactivate' if coordinator else None)
   except Exception as error:  # of many kinds: of the cluster, of the network, of values
     raise UserError(
         f'the processes of the run cannot be joined ({" ".join(str(error).split())}): check --coordinator, '
