@@ -146,7 +146,7 @@ def _run(config):
 def main():
   logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.WARNING, force=True)
   logging.getLogger('diffusion_ebm').setLevel(logging.INFO)
-  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax explains itself there
+  logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax explains itself there, at length
   try:
     _run(_parse(sys.argv))
   except UserError as error:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from typing import Any
 
 import jax
@@ -136,6 +137,9 @@ class Saver:
     if parallel.num_processes() == 1:  # with several, the others wait for this one: the run has to end
       with contextlib.suppress(Exception):  # it may say again what failed
         self.manager.close()
+      for name in os.listdir(self._folder):  # what there is of it takes the space that the next one needs
+        if name.startswith(f'{step}.'):
+          shutil.rmtree(os.path.join(self._folder, name), ignore_errors=True)
       self._open()
     raise SaveError(f'the checkpoint of step {step} could not be written ({cause[:300]}): free space in '
                     f'{self._folder}; earlier checkpoints are whole') from error

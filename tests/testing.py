@@ -48,7 +48,7 @@ def save_first_state(config, workdir, step=0, **changes):
 
 
 def steps_of(workdir):
-  """The steps of which there are checkpoints."""
+  """The steps of which there are checkpoints, and nothing else."""
   return sorted(int(name) for name in os.listdir(checkpoints.directory(workdir)))
 
 
