@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from typing import Any
 
@@ -133,7 +134,8 @@ class Saver:
 
   def _failed(self, step, error):
     self._saving = None
-    cause = ' '.join(str(error).split())
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore says much more
+    cause = os.strerror(int(code[1])) if code else ' '.join(str(error).split())[:300]
     if parallel.num_processes() == 1:  # with several, the others wait for this one: the run has to end
       with contextlib.suppress(Exception):  # it may say again what failed
         self.manager.close()
@@ -141,7 +143,7 @@ class Saver:
         if name.startswith(f'{step}.'):
           shutil.rmtree(os.path.join(self._folder, name), ignore_errors=True)
       self._open()
-    raise SaveError(f'the checkpoint of step {step} could not be written ({cause[:300]}): free space in '
+    raise SaveError(f'the checkpoint of step {step} could not be written ({cause}): free space in '
                     f'{self._folder}; earlier checkpoints are whole') from error
 
   def close(self):
