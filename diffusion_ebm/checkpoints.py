@@ -11,12 +11,14 @@ present one. To change what a state holds: raise `FORMAT`, and teach `_older` wh
 import collections
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import time
 from typing import Any
 
 import jax
@@ -30,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 FORMAT = 2
 _SUMS = 'SHA256SUMS'
+_ATTEMPTS, _PAUSE = 20, 0.1
 _MAX_JSON_BYTES = 64 * 2**20  # a file that is read whole must not fill the memory
 
 Restored = collections.namedtuple('Restored', ['state', 'batches_read'])
@@ -72,12 +75,13 @@ class Saver:
     """
     self._folder, self._config = directory(workdir), config
     self._options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True,
+        max_to_keep=keep, keep_period=keep_every or None,
         async_options=ocp.AsyncOptions(post_finalization_callback=self._write_sums))
     self._saving = None
     self._open()
 
   def _open(self):
+    parallel.together(functools.partial(_remove_unfinished, self._folder), first_only=True)
     try:
       self.manager = ocp.CheckpointManager(self._folder, options=self._options)
     except OSError as error:
@@ -139,9 +143,6 @@ class Saver:
     if parallel.num_processes() == 1:  # with several, the others wait for this one: the run has to end
       with contextlib.suppress(Exception):  # it may say again what failed
         self.manager.close()
-      for name in os.listdir(self._folder):  # what there is of it takes the space that the next one needs
-        if name.startswith(f'{step}.'):
-          shutil.rmtree(os.path.join(self._folder, name), ignore_errors=True)
       self._open()
     raise SaveError(f'the checkpoint of step {step} could not be written ({cause}): free space in '
                     f'{self._folder}; earlier checkpoints are whole') from error
@@ -156,6 +157,17 @@ class Saver:
       self.wait()
     finally:
       self.manager.close()
+
+
+def _remove_unfinished(folder):
+  """Removes what there is of checkpoints that were not finished, so that the next one has their space and name."""
+  for _ in range(_ATTEMPTS):  # threads of a save that has failed may still write
+    left = [name for name in (os.listdir(folder) if os.path.isdir(folder) else ()) if re.match(r'\d+\.', name)]
+    if not left:
+      return
+    for name in left:
+      shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+    time.sleep(_PAUSE)
 
 
 def _describe(state):

@@ -96,11 +96,10 @@ class DevicesTest(absltest.TestCase):
     one_then_two = self.copied(4, HALF)
     os.mkdir(two_then_one)
     config_lib.save(config_lib.resolve(config()), two_then_one)
-    first, finished, drawn, refused = forks.run([
+    first, finished, drawn = forks.run([
         of_two(f'--workdir={two_then_one}', term_at=HALF - 2),
         [{'args': [f'--workdir={two_then_one}'], 'devices': 4}, *of_two(f'--workdir={one_then_two}')],
-        of_two(f'--workdir={one_then_two}', '--mode=sample', '--num_samples=5'),
-        of_two(f'--workdir={one_then_two}') + of_two('--mode=eval', f'--workdir={one_then_two}')])
+        of_two(f'--workdir={one_then_two}', '--mode=sample', '--num_samples=5')])
     self.assert_codes(first, 143, 143)
     stopped = [re.search(r'error: stopped at step (\d+), which is saved', text) for _, text in first]
     self.assertTrue(all(stopped), first)
@@ -122,20 +121,17 @@ class DevicesTest(absltest.TestCase):
       self.assertEqual([record['step'] for record in testing.records(workdir)], [5, 10, 15, 20])
     self.assertLen(os.listdir(os.path.join(two_then_one, 'samples')), 1)
 
-    self.assert_codes(refused, 0, 0, 2, 2)
-    self.assertIn('already trained to step 20', refused[0][1])
-    self.assertIn('--mode=eval runs in one process', refused[2][1])
-
   def test_what_one_process_refuses_ends_all(self):
     workdir = os.path.join(self.enterContext(tempfile.TemporaryDirectory()), 'run')
     digits = [f'--workdir={workdir}', '--config=configs/digits.py']
     images = [f'--workdir={workdir}', '--config=configs/images.py']
     address = [f'--coordinator=127.0.0.1:{free_port()}', '--num_processes=2', '--process_id=0']
-    other, missing, (alone, incomplete) = forks.run([
+    other, missing, (alone, incomplete, evaluating) = forks.run([
         [{**command, 'args': command['args'] + [f'--config.seed={i}']} for i, command in enumerate(of_two(*digits))],
         [{**command, 'args': command['args'] + [f'--config.data.path={self.folder if i else "nowhere"}']}
          for i, command in enumerate(of_two(*images))],
-        [{'args': [*digits, '--num_processes=2', '--process_id=0']}, {'args': [*digits, *address[:2]]}]])
+        [{'args': [*digits, '--num_processes=2', '--process_id=0']}, {'args': [*digits, *address[:2]]},
+         {'args': [*digits, *address, '--mode=eval']}]])
     for result, message in (
         (other, 'process 1 has another configuration than process 0'), (missing, 'nowhere does not exist')):
       self.assert_codes(result, 2, 2)
@@ -144,6 +140,8 @@ class DevicesTest(absltest.TestCase):
     for (code, text), name in ((alone, '--coordinator'), (incomplete, '--process_id')):
       self.assertEqual(code, 2)
       self.assertRegex(text, rf'\Aerror: .* go together; missing: {name}\n\Z')
+    self.assertEqual(
+        evaluating, (2, 'error: --mode=eval runs in one process: leave --distributed and --coordinator out\n'))
     self.assertFalse(os.path.exists(workdir))
 
 
