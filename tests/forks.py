@@ -15,6 +15,11 @@ from unittest import mock
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
+def xla_flags(devices):
+  """So many devices, and quick compilation: the programs are small."""
+  return f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'
+
+
 def run(waves):
   """Runs command lines; those of a wave at the same time.
 
@@ -38,7 +43,7 @@ def _start(command):
   if pid := os.fork():
     return pid, log
   os.dup2(log.fileno(), 2)
-  os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={command.get("devices", 1)}'
+  os.environ['XLA_FLAGS'] = xla_flags(command.get('devices', 1))
   sys.argv = ['main.py', *command['args']]
   with _terminated(command.get('term_at')):
     runpy.run_path(os.path.join(ROOT, 'main.py'), run_name='__main__')
