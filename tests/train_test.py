@@ -122,11 +122,13 @@ class TrainTest(absltest.TestCase):
     self.assert_same_as_at_once(self.folder)
 
   def test_sigterm_is_a_preemption_with_a_code_of_its_own(self):
-    with mock.patch.object(train._Report, 'add', self.killing(2, signal.SIGTERM)), self.assertRaisesRegex(
-        PreemptedRun, 'step 2, which is saved') as caught:
+    with mock.patch.object(train._Report, 'add', self.killing(3, signal.SIGTERM)), self.assertRaisesRegex(
+        PreemptedRun, 'step 3, which is saved') as caught:
       train.train(testing.digits_config(), self.folder)
     self.assertEqual(caught.exception.exit_code, 143)
-    self.assertEqual(testing.steps_of(self.folder), [2])
+    self.assertEqual(testing.steps_of(self.folder), [2, 3])
+    train.train(testing.digits_config(), self.folder)
+    self.assert_same_as_at_once(self.folder)
 
   def test_a_second_trainer_is_refused_and_the_lock_ends_with_the_first(self):
     with workdir_lib.lock(self.folder):
