@@ -24,7 +24,7 @@ import time
 import jax
 import numpy as np
 
-from tests import testing
+from tests import forks, testing
 
 # Where an attempt is, by the last of these that it has logged.
 _PHASES = (('reading', 'data preparation'), ('examples of shape', 'setting up'),
@@ -193,6 +193,7 @@ def main():
   process, folder = os.getpid(), args.workdir or tempfile.mkdtemp()
   os.makedirs(folder, exist_ok=not args.workdir)
   try:
+    os.environ['XLA_FLAGS'] = forks.xla_flags(1)
     jax.config.update('jax_platforms', 'cpu')
     if not jax.config.jax_compilation_cache_dir:  # attempts share what they compile
       jax.config.update('jax_compilation_cache_dir', os.path.join(folder, 'compiled'))
