@@ -114,7 +114,7 @@ def _connect():
     raise UserError(f'--coordinator, --num_processes and --process_id go together; missing: {", ".join(missing)}')
   if missing and not _DISTRIBUTED.value:
     return
-  if _MODE.value in ('grid', 'eval'):
+  if _MODE.value not in ('train', 'sample'):
     raise UserError(f'--mode={_MODE.value} runs in one process: leave --distributed and --coordinator out')
   from diffusion_ebm import parallel
   parallel.connect(*by_hand.values())
