@@ -1,7 +1,4 @@
-"""Does a training step again whose gradient was not finite: `python -m diffusion_ebm.replay WORKDIR/bad_step_STEP.npz`.
-
-With JAX_DEBUG_NANS=True in the environment, JAX names the operation that first gives NaN.
-"""
+"""Does a step again whose gradient was not finite: `python -m diffusion_ebm.replay WORKDIR/bad_step_STEP.npz`."""
 
 import sys
 
