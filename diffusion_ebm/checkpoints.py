@@ -159,8 +159,18 @@ class Saver:
       self.manager.close()
 
 
+def _check_regular(folder):
+  """Raises a `UserError` for a pipe or a device, which Orbax would wait for without end."""
+  for path, _, names in os.walk(folder):
+    for name in names:
+      file = os.path.join(path, name)
+      if os.path.exists(file) and not os.path.isfile(file):
+        raise UserError(f'{file} is neither a file nor a folder: remove it')
+
+
 def _remove_unfinished(folder):
   """Removes what there is of checkpoints that were not finished, so that the next one has their space and name."""
+  _check_regular(folder)
   for _ in range(_ATTEMPTS):  # threads of a save that has failed may still write
     left = [name for name in (os.listdir(folder) if os.path.isdir(folder) else ()) if re.match(r'\d+\.', name)]
     if not left:
@@ -200,6 +210,7 @@ def open_for_reading(workdir) -> ocp.CheckpointManager:
   Raises:
     UserError: there is no checkpoint.
   """
+  _check_regular(directory(workdir))
   if steps(workdir):
     return ocp.CheckpointManager(directory(workdir), options=ocp.CheckpointManagerOptions(
         read_only=True, create=False, save_interval_steps=0))
@@ -306,7 +317,11 @@ def _inspect(path):
   try:
     sums = {}
     if os.path.exists(os.path.join(path, _SUMS)):  # format 1 has none
-      sums = dict(line.split('  ', 1)[::-1] for line in _read(os.path.join(path, _SUMS)).splitlines())
+      lines = _read(os.path.join(path, _SUMS)).removesuffix('\n').split('\n')
+      sums = dict(line.split('  ', 1)[::-1] for line in lines)
+      for name in _files(path):
+        if name not in sums:
+          return [f'{os.path.join(path, _SUMS)} does not list {name}', None]
     for name, digest in sums.items():
       file = os.path.join(path, os.path.normpath(f'/{name}')[1:])  # nowhere else
       if not os.path.isfile(file):

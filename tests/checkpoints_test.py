@@ -158,6 +158,14 @@ class DamageTest(parameterized.TestCase):
       checkpoints.restore(saver.manager, state_at(0), set_aside=True)
     self.assertCountEqual(os.listdir(self.folder), ['4', '8'])
 
+  def test_a_pipe_is_refused_rather_than_waited_for(self):
+    path = os.path.join(self.folder, '4', '_CHECKPOINT_METADATA')
+    os.remove(path)
+    os.mkfifo(path)
+    for opened in (lambda: checkpoints.open_for_reading(self.workdir), lambda: checkpoints.Saver(self.workdir, 3, 0)):
+      with self.assertRaisesRegex(UserError, f'{path} is neither a file nor a folder: remove it'):
+        opened()
+
   def test_the_sums_are_those_that_sha256sum_checks(self):
     with open(self.file('SHA256SUMS'), encoding='utf-8') as file:
       names = [re.fullmatch(r'[0-9a-f]{64}  (.+)\n', line)[1] for line in file]
