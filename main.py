@@ -25,6 +25,11 @@ _NUM_SAMPLES = flags.DEFINE_integer('num_samples', 64, 'sample: how many; for ev
 _SEED = flags.DEFINE_integer(
     'seed', 0, 'sample, grid: of the random numbers; training has --config.seed, eval --config.eval.seed.')
 _STEP = flags.DEFINE_integer('step', None, 'sample, grid, eval: which checkpoint; the newest by default, for eval all.')
+_DISTRIBUTED = flags.DEFINE_boolean(
+    'distributed', False, 'Several processes, found by JAX itself: TPU pods, SLURM, Open MPI, Kubernetes.')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'Several processes, by hand: HOST:PORT of process 0.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: how many processes.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: number of this process, from 0.')
 
 _DEFAULT_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'configs', 'digits.py')
 
@@ -37,14 +42,32 @@ def _workdir(argv):
   return named[-1] if named else ''
 
 
-def _with_new_keys(saved):
-  """A configuration of an older version, with the defaults of what it does not know."""
-  for name, section in default.get_config().items():
+def _with_new_keys(saved, workdir):
+  """A configuration of an older version, with the defaults of what it does not know; nonsense is refused."""
+  defaults = default.get_config()
+  problems = _of_other_types('', saved, defaults)
+  if problems:
+    raise UserError(
+        f'config.json in {workdir} makes no sense: {"; ".join(problems)}; restore it, or use another --workdir')
+  for name, section in defaults.items():
     if name not in saved:
       saved[name] = section
     elif isinstance(section, ml_collections.ConfigDict):
       saved[name].update({key: value for key, value in section.items() if key not in saved[name]})
   return saved
+
+
+def _of_other_types(prefix, saved, defaults):
+  problems = []
+  for key, value in saved.items():
+    if key not in defaults:
+      continue
+    wanted = type(defaults[key])
+    if wanted is ml_collections.ConfigDict and isinstance(value, wanted):
+      problems += _of_other_types(f'{prefix}{key}.', value, defaults[key])
+    elif not (type(value) is wanted or wanted is float and type(value) is int):
+      problems.append(f'{prefix}{key} is {value!r}, not of type {wanted.__name__}')
+  return problems
 
 
 def _define_config(argv):
@@ -54,7 +77,7 @@ def _define_config(argv):
   if 'config' not in given:
     saved = config_lib.load(_workdir(argv))
   if saved is not None:
-    saved = _with_new_keys(saved)
+    saved = _with_new_keys(saved, _workdir(argv))
     return config_flags.DEFINE_config_dict('config', saved.lock())
   return config_flags.DEFINE_config_file(
       'config', _DEFAULT_CONFIG, 'The configuration; configs/default.py has its keys.', lock_config=True)
@@ -84,10 +107,27 @@ def _parse(argv):
   return config
 
 
+def _connect():
+  """Joins the other processes of the run, if there are any."""
+  by_hand = {flag.name: flag.value for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
+  missing = [f'--{name}' for name, value in by_hand.items() if value is None]
+  if 0 < len(missing) < len(by_hand):
+    raise UserError(f'--coordinator, --num_processes and --process_id go together; missing: {", ".join(missing)}')
+  if missing and not _DISTRIBUTED.value:
+    return
+  if _MODE.value not in ('train', 'sample'):
+    raise UserError(f'--mode={_MODE.value} runs in one process: leave --distributed and --coordinator out')
+  from diffusion_ebm import parallel
+  parallel.connect(*by_hand.values())
+  if not parallel.is_first():
+    logging.getLogger('diffusion_ebm').setLevel(logging.WARNING)
+
+
 def _run(config):
   if not _WORKDIR.value:
     raise UserError('--workdir is missing: name the folder for checkpoints, samples and logs')
   compilation.use_cache()
+  _connect()
   if _MODE.value == 'train':
     from diffusion_ebm import train
     train.train(config, _WORKDIR.value)
@@ -108,12 +148,22 @@ def _run(config):
 def main():
   logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.WARNING, force=True)
   logging.getLogger('diffusion_ebm').setLevel(logging.INFO)
-  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax explains itself there
+  logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax explains itself there, at length
   try:
     _run(_parse(sys.argv))
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(error.exit_code)
+  except (MemoryError, RuntimeError) as error:
+    if not isinstance(error, MemoryError) and 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    said = ' '.join(str(error).split())[:300]
+    print(f'error: not enough memory ({said}): try a smaller --config.train.batch_size, --config.sampling.batch_size '
+          'or --config.model.ch, --config.model.remat=True, or more devices', file=sys.stderr)
+    sys.exit(2)
+  except KeyboardInterrupt:  # before there is anything to save, or by a second Ctrl-C
+    print('error: interrupted: what was saved is whole', file=sys.stderr)
+    sys.exit(130)
 
 
 if __name__ == '__main__':

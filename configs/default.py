@@ -63,11 +63,13 @@ def get_config():
   train.cosine_decay = False  # to zero at num_steps
   train.grad_clip = 0.0  # global norm of the gradient, 0 for none
   train.ema_decay = 0.999
+  train.max_bad_steps = 10  # updates in a row skipped for a gradient that is not finite, before the run stops
   train.log_every = 100
   train.sample_every = 5000
   train.checkpoint_every = 5000
   train.keep_checkpoints = 3  # the newest ones
   train.keep_every = 50_000  # and each one at a multiple of this step; 0 for none
+  train.stop_on_save_error = False  # on a full disk, stop instead of warning and trying again with the next checkpoint
 
   config.eval = evaluation = ml_collections.ConfigDict()
   evaluation.extractor = ''  # inception, classifier or pixels; '' for what suits the data set

@@ -1,6 +1,7 @@
 """The configuration: what it leaves open is filled in, what is wrong with it is said at once, where it is kept."""
 
 import json
+import math
 import os
 
 import ml_collections
@@ -8,6 +9,9 @@ import ml_collections
 from diffusion_ebm import energy, evaluate, noise_levels, optimizer, recovery
 from diffusion_ebm.energy import layers
 from diffusion_ebm.errors import UserError
+
+# Steps, seeds and sizes are 32-bit numbers on the devices.
+_MAX_INT = 2**31 - 1
 
 # Widths of the published networks, by image size.
 _CH_MULT = {
@@ -18,7 +22,7 @@ _FREE = {
     'data.path', 'data.max_memory_gb', 'data.num_workers', 'model.remat', 'sampling.noise_scale',
     'sampling.generation_steps', 'sampling.denoise', 'sampling.batch_size',
     'train.num_steps', 'train.micro_batches', 'train.log_every', 'train.sample_every', 'train.checkpoint_every',
-    'train.keep_checkpoints', 'train.keep_every'}
+    'train.keep_checkpoints', 'train.keep_every', 'train.max_bad_steps', 'train.stop_on_save_error'}
 # Sections that say nothing about the run.
 _FREE_SECTIONS = ('eval',)
 
@@ -38,9 +42,21 @@ def resolve(config) -> ml_collections.ConfigDict:
 
 def check(config, num_devices: int):
   """Raises a `UserError` that names everything that is wrong with a resolved configuration."""
-  problems = _problems(config, num_devices)
+  problems = _unusable(config) or _problems(config, num_devices)
   if problems:
     raise UserError('configuration: ' + '; '.join(problems))
+
+
+def _unusable(config):
+  """What makes no number at all, or one that cannot be computed with."""
+  problems = []
+  for key, value in _flatten(config.to_dict()):
+    for number in value if isinstance(value, list) else [value]:
+      if isinstance(number, float) and not math.isfinite(number):
+        problems.append(f'{key} is {number}, but must be finite')
+      elif isinstance(number, int) and abs(number) > _MAX_INT:
+        problems.append(f'{key} is {number}, but must be at most {_MAX_INT}')
+  return problems
 
 
 def _problems(config, num_devices):
@@ -105,7 +121,7 @@ def _problems(config, num_devices):
   at_least('train.warmup_steps', train.warmup_steps, 0)
   at_least('train.grad_clip', train.grad_clip, 0)
   require(0 <= train.ema_decay < 1, f'train.ema_decay is {train.ema_decay}, not in [0, 1)')
-  for name in ('log_every', 'sample_every', 'checkpoint_every', 'keep_checkpoints'):
+  for name in ('log_every', 'sample_every', 'checkpoint_every', 'keep_checkpoints', 'max_bad_steps'):
     at_least(f'train.{name}', train[name], 1)
   at_least('train.keep_every', train.keep_every, 0)
   return problems + _eval_problems(config)
@@ -188,10 +204,17 @@ def load(workdir) -> ml_collections.ConfigDict | None:
   try:
     with open(_path(workdir), encoding='utf-8') as file:
       saved = json.load(file)
+    if not isinstance(saved, dict):
+      raise ValueError('no JSON object')
   except (FileNotFoundError, NotADirectoryError):
     return None
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise UserError(f'{_path(workdir)} cannot be read ({error}): restore it, or use another --workdir') from error
+  return from_dict(saved)
+
+
+def from_dict(saved: dict) -> ml_collections.ConfigDict:
+  """A configuration from what JSON holds of it."""
   sections = {key: {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
               if isinstance(value, dict) else value for key, value in saved.items()}
   return ml_collections.ConfigDict(sections)
@@ -208,9 +231,14 @@ def check_same_run(config, workdir, free=()):
     free: further sections or keys that do not count, such as 'train' or 'sampling.num_steps'.
   """
   saved = load(workdir)
-  if saved is None:
-    return
-  ours, theirs = dict(_flatten(config.to_dict())), dict(_flatten(saved.to_dict()))
+  if saved is not None:
+    check_same(config, saved.to_dict(), workdir, free)
+
+
+def check_same(config, saved: dict, where: str, free=()):
+  """Raises a `UserError` that lists the keys in which a saved configuration, found `where`, differs; see above."""
+  ours = dict(_flatten(config.to_dict()))
+  theirs = ours | dict(_flatten(saved))  # an older version did not know all of ours
   skip = _FREE - {'train.num_steps'} if config.train.cosine_decay else _FREE
   differing = [
       key for key in sorted(ours.keys() | theirs.keys())
@@ -220,4 +248,4 @@ def check_same_run(config, workdir, free=()):
     listed = ', '.join(f'{key} ({theirs.get(key)!r} there, {ours.get(key)!r} here)' for key in differing)
     cosine = 'train.num_steps' in differing
     why = ' (with cosine decay, the length of the run shapes its learning rate)' if cosine else ''
-    raise UserError(f'{workdir} belongs to another configuration: {listed}{why}; use another --workdir')
+    raise UserError(f'{where} belongs to another configuration: {listed}{why}; use another --workdir')

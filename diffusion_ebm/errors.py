@@ -11,6 +11,16 @@ class DivergedError(UserError):
   exit_code = 3
 
 
+class SaveError(UserError):
+  """Something could not be written, as on a full disk; what was there before is whole. Exit code 4."""
+  exit_code = 4
+
+
 class InterruptedRun(UserError):
-  """A run that was asked to stop, and has saved its state. Exit code 130, as after Ctrl-C."""
+  """A run that was stopped by Ctrl-C, and has saved its state. Exit code 130, as shells give."""
   exit_code = 130
+
+
+class PreemptedRun(InterruptedRun):
+  """A run that was stopped by SIGTERM, and has saved its state: start it again. Exit code 143, as shells give."""
+  exit_code = 143

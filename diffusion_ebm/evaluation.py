@@ -79,8 +79,8 @@ def evaluate(config, workdir: str, step: int | None = None):
 
   with interrupts.requested() as stop_requested:
     def check_stop():
-      if stop_requested():
-        raise InterruptedRun('stopped; what is scored is kept: run the same command again to go on')
+      if number := stop_requested():
+        raise interrupts.stopped(number, 'stopped; what is scored is kept: run the same command again to go on')
 
     yardstick = _make_yardstick(config, os.path.join(folder, 'cache'), check_stop)
     settings = _settings(config, yardstick)

@@ -38,7 +38,7 @@ class Sampler:
       batch_size: samples at once; rounded up to a multiple of the devices.
       keep: levels whose samples are returned too.
     """
-    devices = jax.local_device_count()
+    devices = parallel.num_devices()
     self.batch_size = -(-batch_size // devices) * devices
     self._compiled = None
 
@@ -56,11 +56,11 @@ class Sampler:
     Returns:
       `(x, path)`: float32 (count, ...) and (len(keep), count, ...), as of `sampling.sample`.
     """
-    index = parallel.split(first + np.arange(self.batch_size, dtype=np.int32))
+    index = parallel.split(parallel.own_rows(first + np.arange(self.batch_size, dtype=np.int32)))
     args = state, index, np.uint32(seed)
     if self._compiled is None:
       self._compiled = parallel.compile_for(self._draw, *args, replicated=(0, 2), out_axes=(0, 1))
-    x, path = map(np.asarray, self._compiled(*args))
+    x, path = map(parallel.gather, self._compiled(*args))
     x = x.reshape(-1, *x.shape[2:])
     return x[:count], path.reshape(len(path), *x.shape)[:, :count]
 

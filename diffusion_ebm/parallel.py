@@ -1,36 +1,199 @@
-"""Devices: the only place that knows how many there are.
+"""Devices and processes: the only place that knows how many there are.
 
-State is replicated, batches are split over the axis `AXIS`. A function that runs on all devices is compiled once,
-for the arguments at hand, with the options that suit the platform.
+State is replicated, batches are split over the axis `AXIS`, which runs through all devices of all processes, those of
+a process side by side. A function that runs on all devices is compiled once, for the arguments at hand, with the
+options that suit the platform. With several processes, each runs the same program and calls everything here that
+communicates in the same order.
 """
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+import json
+import logging
+import socket
+import time
+from typing import Any
 
 import jax
 from jax import lax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from diffusion_ebm import compilation
+from diffusion_ebm.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 AXIS = 'devices'
+_WAIT_SECONDS = 300.0  # for process 0 to start
+
+
+def connect(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None):
+  """Joins the other processes of the run; to be called before JAX is used.
+
+  Args:
+    coordinator: HOST:PORT of process 0. Without it and the others, JAX finds them out itself, on TPU pods, under SLURM,
+      Open MPI and in Kubernetes.
+    num_processes: of the run.
+    process_id: of this one, from 0.
+
+  Raises:
+    UserError: the others cannot be found or do not fit.
+  """
+  if coordinator is not None:
+    _find(coordinator, process_id)
+  # Its handler would swallow SIGTERM, which `interrupts` handles.
+  jax.config.update('jax_enable_preemption_service', False)
+  try:
+    jax.distributed.initialize(
+        coordinator, num_processes, process_id, cluster_detection_method='deactivate' if coordinator else None)
+  except Exception as error:  # of many kinds: of the cluster, of the network, of values
+    raise UserError(
+        f'the processes of the run cannot be joined ({" ".join(str(error).split())}): check --coordinator, '
+        '--num_processes and --process_id; --distributed needs a TPU pod, SLURM, Open MPI or Kubernetes') from error
+  counts = {len(jax.local_devices(process_index=i)) for i in range(jax.process_count())}
+  if len(counts) > 1:
+    raise UserError(f'the processes have different numbers of devices ({", ".join(map(str, sorted(counts)))}): give '
+                    f'each the same')
+
+
+def _find(coordinator, process_id):
+  """Waits until process 0 listens: where nobody comes, JAX would end the process with a stack trace."""
+  host, _, port = coordinator.rpartition(':')
+  if not host or not port.isdecimal():
+    raise UserError(f'--coordinator={coordinator} is not HOST:PORT')
+  _log.info('waiting for the other processes at %s', coordinator)
+  until = time.monotonic() + _WAIT_SECONDS
+  while process_id:
+    try:
+      socket.create_connection((host.strip('[]'), int(port)), timeout=5).close()
+      return
+    except (OSError, OverflowError) as error:
+      if time.monotonic() > until:
+        raise UserError(
+            f'process 0 does not answer at --coordinator={coordinator} ({error}): start it, or check the address and '
+            f'the firewall') from error
+    time.sleep(0.2)
+
+
+def is_first() -> bool:
+  """Whether this process is the one that writes logs and pictures."""
+  return jax.process_index() == 0
+
+
+def num_processes() -> int:
+  """How many processes run this program together."""
+  return jax.process_count()
+
+
+def share() -> tuple[int, int]:
+  """(i, n): this is process i of n, which reads rows i * B / n to (i + 1) * B / n of each global batch of B."""
+  return jax.process_index(), jax.process_count()
+
+
+def own_rows(batch: np.ndarray) -> np.ndarray:
+  """This process's rows of a global batch."""
+  i, n = share()
+  size = len(batch) // n
+  return batch[i * size:(i + 1) * size]
+
+
+def exchange(value) -> list:
+  """The values (whatever JSON holds) of all processes, in their order; called by all."""
+  if num_processes() == 1:
+    return [value]
+  data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  lengths = multihost_utils.process_allgather(np.array(len(data)))
+  padded = multihost_utils.process_allgather(np.pad(data, (0, int(lengths.max()) - len(data))))
+  return [json.loads(row[:length].tobytes()) for row, length in zip(padded, lengths.ravel(), strict=True)]
+
+
+def together(function: Callable[[], Any], first_only: bool = False):
+  """Calls a function that may refuse; where it does on one process, all refuse, so that none waits for another.
+
+  Args:
+    function: called on every process; may raise a `UserError`.
+    first_only: call it on the first process alone, and hand its result (whatever JSON holds) to all.
+
+  Returns:
+    What it returned.
+
+  Raises:
+    UserError: the process's own, or another's.
+  """
+  result, error = None, None
+  if is_first() or not first_only:
+    try:
+      result = function()
+    except UserError as raised:
+      error = raised
+  outcomes = exchange([error and str(error), result if first_only else None])
+  if error:
+    raise error
+  for number, (message, _) in enumerate(outcomes):
+    if message:
+      raise UserError(f'process {number} refused: {message}')
+  return outcomes[0][1] if first_only else result
+
+
+def devices() -> list:
+  """All devices of all processes, those of a process side by side, as the rows of a batch are."""
+  return sorted(jax.devices(), key=lambda device: device.process_index)
+
+
+def num_devices() -> int:
+  """How many devices share a batch."""
+  return len(devices())
 
 
 def _sharding(*axes):
-  return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(*axes))
+  return NamedSharding(Mesh(np.array(devices()), (AXIS,)), PartitionSpec(*axes))
 
 
 def replicate(tree):
-  """Puts a copy of the arrays of `tree` on every device."""
-  return jax.device_put(tree, _sharding())
+  """Puts a copy of the arrays of `tree`, the same on every process, on every device."""
+  sharding = _sharding()
+  if num_processes() == 1:
+    return jax.device_put(tree, sharding)
+  return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), tree)
 
 
 def split(batch: np.ndarray):
-  """Splits the first axis (this host's share of the batch) over the local devices: (B, ...) to (n, B / n, ...)."""
-  n = jax.local_device_count()
-  return jax.device_put(batch.reshape(n, len(batch) // n, *batch.shape[1:]), _sharding(AXIS))
+  """Splits the first axis of this process's rows over its devices: (B, ...) to (n, B / n, ...), n of all processes."""
+  n = num_devices() // num_processes()
+  return jax.make_array_from_process_local_data(
+      _sharding(AXIS), batch.reshape(n, len(batch) // n, *batch.shape[1:]))
+
+
+def gather(array) -> np.ndarray:
+  """The whole of an array that is split over the devices of all processes; called by all."""
+  if num_processes() == 1:
+    return np.asarray(array)
+  return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+class Agreement:
+  """The largest of the numbers that the processes give at each step, told to all a little later.
+
+  With one process it is told at once; with several, two steps later, so that the devices never wait.
+  """
+  _LAG = 2
+
+  def __init__(self):
+    self._queue = collections.deque()
+    self._compiled = None
+
+  def __call__(self, number: int) -> int:
+    """Gives a number of at least 0, and returns the largest of an earlier step."""
+    if num_processes() == 1:
+      return number
+    given = split(np.full(num_devices() // num_processes(), number, np.int32))
+    if self._compiled is None:
+      self._compiled = compile_for(lambda n: lax.pmax(jnp.max(n), AXIS), given, replicated=(), out_axes=None)
+    self._queue.append(self._compiled(given))
+    return int(self._queue.popleft()) if len(self._queue) > self._LAG else 0
 
 
 def prefetch(batches: Iterable[np.ndarray], ahead: int = 2) -> Iterator[jax.Array]:
@@ -62,5 +225,6 @@ def compile_for(function, *args, replicated: tuple[int, ...], out_axes, donate: 
     The compiled function of all the arguments.
   """
   in_axes = tuple(None if i in replicated else 0 for i in range(len(args)))
-  mapped = jax.pmap(function, axis_name=AXIS, in_axes=in_axes, out_axes=out_axes, donate_argnums=donate)
+  mapped = jax.pmap(
+      function, axis_name=AXIS, in_axes=in_axes, out_axes=out_axes, donate_argnums=donate, devices=devices())
   return compilation.compile_lowered(mapped.lower(*args))

@@ -12,10 +12,11 @@ _SECONDS_BETWEEN_LINES = 10.0
 class Progress:
   """Counts work done out of a known total."""
 
-  def __init__(self, what: str, total: int, done: int = 0, unit: str = 'step'):
+  def __init__(self, what: str, total: int, done: int = 0, unit: str = 'step', shown: bool = True):
     self._what, self._total, self._start, self._done, self._unit = what, total, done, done, unit
     self._bar = tqdm.tqdm(
-        desc=what, total=total, initial=done, unit=unit, dynamic_ncols=True, disable=not sys.stderr.isatty())
+        desc=what, total=total, initial=done, unit=unit, dynamic_ncols=True,
+        disable=not (shown and sys.stderr.isatty()))
     self._began = self._last_line = time.monotonic()
 
   def update(self, count: int, **notes: str):

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 
-from diffusion_ebm import checkpoints, data, generate, pictures, sampling
+from diffusion_ebm import checkpoints, data, generate, parallel, pictures, sampling
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 from diffusion_ebm import workdir as workdir_lib
@@ -50,7 +50,7 @@ def sample(config, workdir: str, num_samples: int, seed: int, step: int | None =
   keep = sampling.shown_levels(model.levels.num_models)
   sampler = generate.Sampler(model, config, min(num_samples, config.sampling.batch_size), keep)
   _log.info('compiling the sampler')
-  progress = Progress(f'sampling at step {step}', num_samples, unit='sample')
+  progress = Progress(f'sampling at step {step}', num_samples, unit='sample', shown=parallel.is_first())
   samples, paths = [], []
   for first in range(0, num_samples, sampler.batch_size):
     x, path = sampler(state, seed, first, min(sampler.batch_size, num_samples - first))
@@ -64,6 +64,10 @@ def sample(config, workdir: str, num_samples: int, seed: int, step: int | None =
   if not np.all(np.isfinite(samples)):
     raise UserError(f'the chains diverged at step {step}: try another --step or a smaller --config.sampling.step_size')
 
+  # All processes draw; the first writes.
+  densities = generate.grid_densities(model, config)(state) if config_lib.is_vector(config) else None
+  if not parallel.is_first():
+    return
   base = os.path.join(workdir_lib.samples_dir(workdir), f'samples_{step}')
   with open(base + '.npz.tmp', 'wb') as file:
     np.savez_compressed(file, samples=samples)
@@ -74,6 +78,5 @@ def sample(config, workdir: str, num_samples: int, seed: int, step: int | None =
     path = path[:, :_NUM_IN_LEVELS]
   source = data.load_source(config.data, 'train')
   examples = source.read(np.random.default_rng(seed).integers(len(source), size=path.shape[1]))
-  densities = generate.grid_densities(model, config)(state) if config_lib.is_vector(config) else None
   pictures.save_png(base + '_levels.png', generate.picture_of_levels(model, path, examples, keep, densities))
   _log.info('%d samples (mean %.3f) in %s.npz, pictures beside it', len(samples), samples.mean(), base)

@@ -1,5 +1,7 @@
 """The training job."""
 
+import contextlib
+import functools
 import logging
 import os
 import time
@@ -8,11 +10,22 @@ from clu import parameter_overview
 import jax
 import numpy as np
 
-from diffusion_ebm import checkpoints, data, generate, interrupts, metrics, parallel, pictures, sampling, train_step
+from diffusion_ebm import (
+  bad_step,
+  checkpoints,
+  data,
+  generate,
+  interrupts,
+  metrics,
+  parallel,
+  pictures,
+  sampling,
+  train_step,
+)
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 from diffusion_ebm import workdir as workdir_lib
-from diffusion_ebm.errors import InterruptedRun
+from diffusion_ebm.errors import DivergedError, SaveError, UserError
 from diffusion_ebm.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -31,79 +44,145 @@ def train(config, workdir: str):
   Raises:
     UserError: something in the configuration, the data or the workdir that the user can mend.
     DivergedError: the numbers went wrong; the last good checkpoint is kept.
-    InterruptedRun: Ctrl-C or SIGTERM; the state is saved.
+    InterruptedRun: Ctrl-C; the state is saved.
+    PreemptedRun: SIGTERM; the state is saved.
   """
   # Everything that can be refused, before anything is written or compiled.
   config = config_lib.resolve(config)
-  config_lib.check(config, jax.device_count())
-  config_lib.check_same_run(config, workdir)
-  source = data.load_source(config.data, 'train')
-  workdir_lib.make(workdir)
-  config_lib.save(config, workdir)
 
+  def load_source():
+    config_lib.check(config, parallel.num_devices())
+    config_lib.check_same_run(config, workdir)
+    return data.load_source(config.data, 'train')
+
+  source = parallel.together(load_source)
+  _check_same_everywhere(config, source)
+  with contextlib.ExitStack() as lock:
+    def claim():
+      workdir_lib.make(workdir)
+      lock.enter_context(workdir_lib.lock(workdir))
+      config_lib.save(config, workdir)
+
+    parallel.together(claim, first_only=True)
+    parallel.together(functools.partial(workdir_lib.check_shared, workdir))
+    _train(config, workdir, source)
+
+
+def _check_same_everywhere(config, source):
+  """Raises a `UserError` if the processes of the run were given different things to do."""
+  settings = config.copy_and_resolve_references()
+  settings.data.path = ''  # of its own on each host
+  tasks = parallel.exchange([settings.to_json(sort_keys=True), len(source), list(source.shape)])
+  for number, (settings, *examples) in enumerate(tasks):
+    if settings != tasks[0][0]:
+      raise UserError(f'process {number} has another configuration than process 0: start all with the same options')
+    if examples != tasks[0][1:]:
+      raise UserError(f'process {number} has other data than process 0 ({examples[0]} and {tasks[0][1]} examples): '
+                      f'give all the same --config.data.path, or copies of the same files')
+
+
+def _train(config, workdir, source):
   # The state, new or continued.
   model = model_lib.build(config)
-  manager = checkpoints.open_for_writing(workdir, config.train.keep_checkpoints, config.train.keep_every)
+  saver = checkpoints.Saver(workdir, config.train.keep_checkpoints, config.train.keep_every, config.to_dict())
   state, batches_read = model.state, 0
-  if manager.latest_step() is not None:
-    state, batches_read = checkpoints.restore(manager, model.state)
+  if parallel.together(functools.partial(checkpoints.steps, workdir), first_only=True):
+    state, batches_read = checkpoints.restore(
+        saver.manager, model.state, check=functools.partial(config_lib.check_same, config), set_aside=True)
   step = int(state.step)
   if step >= config.train.num_steps:
     longer = ('a longer run with cosine decay needs another --workdir' if config.train.cosine_decay
               else 'raise --config.train.num_steps to go on')
     _log.info('already trained to step %d of %d: nothing to do; draw samples with --mode=sample; %s',
               step, config.train.num_steps, longer)
-    manager.close()
+    saver.close()
     return
   _log.info('%d examples of shape %s; the network:\n%s', len(source), source.shape,
             parameter_overview.get_parameter_overview(state.params, include_stats=False))
   if step:
     _log.info('going on from step %d', step)
 
-  batches = parallel.prefetch(data.train_batches(source, config.train.batch_size, config.seed, batches_read))
+  batches = parallel.prefetch(
+      data.train_batches(source, config.train.batch_size, config.seed, batches_read, parallel.share()))
   batch = next(batches)
   _log.info('compiling the training step')
   began = time.monotonic()
   step_fn = compile_step(config, model, state, batch)
   _log.info('compiled in %.1f s; training to step %d', time.monotonic() - began, config.train.num_steps)
 
-  writer = metrics.Writer(workdir, step)
+  writer = metrics.Writer(workdir, step) if parallel.is_first() else metrics.NoWriter()
   picture = _make_picture(config, model, source, workdir, writer)
-  progress = Progress('training', config.train.num_steps, step)
-  report = _Report(config, model, writer, progress)
+  progress = Progress('training', config.train.num_steps, step, shown=parallel.is_first())
+  agreed = parallel.Agreement()
+  # With several processes, a checkpoint is the work of all: where one fails, the run ends.
+  tolerated = _Tolerated(config.train.stop_on_save_error or parallel.num_processes() > 1)
+  report = _Report(config, model, writer, progress, tolerated)
   try:
     with interrupts.requested() as stop_requested:
       while step < config.train.num_steps:
-        state, step_metrics = step_fn(state, batch)
+        inputs = batch
+        state, step_metrics = step_fn(state, inputs)
         step += 1
-        report.add(step, step_metrics)
-        stopping = stop_requested()
+        report.add(step, step_metrics, inputs)
+        stopping = agreed(stop_requested())
         last = stopping or step == config.train.num_steps
+        with tolerated(last):
+          saver.check()
         if last or step % config.train.checkpoint_every == 0:
           with report.pause():  # every number up to here is known to be sound before the state is kept
-            checkpoints.save(manager, state, step)
+            if last or not report.bad_steps:
+              with tolerated(last):
+                saver.save(state, step)
         if stopping:
-          raise InterruptedRun(f'stopped at step {step}, which is saved: run the same command again to go on')
+          saver.wait()
+          raise interrupts.stopped(
+              stopping, f'stopped at step {step}, which is saved: run the same command again to go on')
         if step == config.train.num_steps or step % config.train.sample_every == 0:
           with report.pause():
             progress.line('drawing samples')
-            picture(step, state)
+            with tolerated():
+              picture(step, state)
         batch = next(batches)
+  except DivergedError as error:
+    if not report.bad_steps:
+      raise
+    with tolerated(stop=False):
+      path = bad_step.dump(workdir, config, *report.taken, state)
+      error = DivergedError(f'{error}; to do the step again: python -m diffusion_ebm.replay {path}')
+    raise error from None
   finally:
     progress.close()
-    writer.close()
     batches.close()
-    manager.wait_until_finished()
-    manager.close()
+    with tolerated():
+      writer.close()
+    saver.close()
   _log.info('trained to step %d; pictures in %s, checkpoints in %s', step, workdir_lib.samples_dir(workdir),
             checkpoints.directory(workdir))
+
+
+class _Tolerated:
+  """Turns what could not be written into a warning, or into a `SaveError` that ends the run."""
+
+  def __init__(self, stop: bool):
+    self._stop = stop
+
+  @contextlib.contextmanager
+  def __call__(self, stop: bool = False):
+    try:
+      yield
+    except (OSError, SaveError) as error:
+      if not isinstance(error, SaveError):
+        error = SaveError(f'{error.filename or "a file"} could not be written ({error.strerror or error}): free space')
+      if stop or self._stop:
+        raise error from None
+      _log.warning('%s; going on', error)
 
 
 def compile_step(config, model: model_lib.Model, state, batch):
   """Compiles the training step for all devices: `(state, batch) -> (state, metrics)`; the state is donated."""
   settings = train_step.StepSettings(
       config.seed, config.sampling.num_steps, config.train.ema_decay, config.data.random_flip,
-      config.train.micro_batches)
+      config.train.micro_batches, config.train.max_bad_steps)
 
   def on_device(state, batch):
     return train_step.train_step(
@@ -114,16 +193,22 @@ def compile_step(config, model: model_lib.Model, state, batch):
 
 
 class _Report:
-  """Checks each step's metrics, a little later so that the devices never wait, and reports their averages."""
+  """Checks each step's metrics, a little later so that the devices never wait, and reports their averages.
 
-  def __init__(self, config, model, writer, progress):
+  Attributes:
+    taken: number and batch of the last step that was checked.
+    bad_steps: updates skipped in a row up to it.
+  """
+
+  def __init__(self, config, model, writer, progress, tolerated):
+    self.taken, self.bad_steps, self._tolerated = None, 0, tolerated
     self._config, self._model, self._writer, self._progress = config, model, writer, progress
     self._lagged, self._negative, self._steps = metrics.Lagged(), metrics.NegativeLosses(), []
     self._mark, self._paused = time.monotonic(), 0.0
 
-  def add(self, step: int, step_metrics):
-    """Takes the metrics of a step, as they are on the devices."""
-    for entry in self._lagged.push((step, step_metrics)):
+  def add(self, step: int, step_metrics, batch):
+    """Takes the metrics and the batch of a step, as they are on the devices."""
+    for entry in self._lagged.push((step, step_metrics, batch)):
       self._take(*entry)
 
   def pause(self):
@@ -132,9 +217,12 @@ class _Report:
       self._take(*entry)
     return _Timed(self)
 
-  def _take(self, step, step_metrics):
+  def _take(self, step, step_metrics, batch):
     step_metrics = jax.device_get(step_metrics)
-    metrics.check(step, step_metrics, int(np.prod(self._model.shape)))
+    self.taken, self.bad_steps = (step, batch), int(step_metrics['bad_steps'])
+    metrics.check(step, step_metrics, int(np.prod(self._model.shape)), self._config.train.max_bad_steps)
+    if self.bad_steps:
+      _log.warning('step %d: the update was skipped, as its gradient is not finite (%d in a row)', step, self.bad_steps)
     if self._negative.reported(float(step_metrics['loss'])):
       _log.warning('%d negative losses in a row up to step %d: the chains may no longer mix',
                    metrics.NEGATIVE_LOSSES_REPORTED, step)
@@ -148,9 +236,11 @@ class _Report:
     seconds = max(now - self._mark - self._paused, 1e-9)
     scalars = metrics.summarise(self._steps) | {
         'learning_rate': float(self._model.schedule(step)),
-        'images_per_s': len(self._steps) * self._config.train.batch_size / seconds}
-    self._writer.scalars(step, scalars)
-    loss, rate = f'{scalars["loss"]:.4f}', f'{scalars["images_per_s"]:.0f}'
+        'images_per_s': len(self._steps) * self._config.train.batch_size / seconds,
+        'peak_memory_gb': metrics.peak_memory_gb()}
+    with self._tolerated():
+      self._writer.scalars(step, scalars)
+    loss, rate = f'{scalars["loss"]:.4f}' if 'loss' in scalars else 'unknown', f'{scalars["images_per_s"]:.0f}'
     self._progress.update(0, loss=loss, images_per_s=rate)
     self._progress.line(f'loss {loss}, {rate} images/s')
     self._steps, self._mark, self._paused = [], now, 0.0
@@ -183,7 +273,10 @@ def _make_picture(config, model, source, workdir, writer):
 
   def picture(step, state):
     _, path = sampler(state, config.seed, 0, count)
-    levels = generate.picture_of_levels(model, path, examples, keep, densities and densities(state))
+    exact = densities and densities(state)
+    if not parallel.is_first():
+      return
+    levels = generate.picture_of_levels(model, path, examples, keep, exact)
     pictures.save_png(os.path.join(workdir_lib.samples_dir(workdir), f'training_{step:08d}.png'), levels)
     writer.picture(step, 'samples', levels)
 

@@ -22,12 +22,14 @@ class TrainState(struct.PyTreeNode):
     ema_params: their exponential moving average.
     opt_state: the optimiser's.
     spectral: vectors of the power iteration; empty without spectral normalisation.
+    bad_steps: how many updates in a row have been skipped up to now, int32.
   """
   step: Any
   params: Any
   ema_params: Any
   opt_state: Any
   spectral: Any
+  bad_steps: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +42,14 @@ class StepSettings:
     ema_decay: of the parameters' moving average.
     random_flip: mirror each image with probability 1/2.
     micro_batches: parts of the device's batch whose gradients are computed one after another.
+    max_bad_steps: after as many skipped updates in a row, the state stays as it is.
   """
   seed: int
   num_langevin_steps: int
   ema_decay: float
   random_flip: bool
   micro_batches: int = 1
+  max_bad_steps: int = 10
 
 
 def init_state(key, network, tx: optax.GradientTransformation, example, use_spectral_norm: bool) -> TrainState:
@@ -66,7 +70,8 @@ def init_state(key, network, tx: optax.GradientTransformation, example, use_spec
   params = network.init(init_key, y, jnp.zeros(1, jnp.int32))['params']
   return TrainState(
       step=jnp.zeros([], jnp.int32), params=params, ema_params=jax.tree.map(jnp.copy, params),
-      opt_state=tx.init(params), spectral=spectral_norm.init(spectral_key, params) if use_spectral_norm else {})
+      opt_state=tx.init(params), spectral=spectral_norm.init(spectral_key, params) if use_spectral_norm else {},
+      bad_steps=jnp.zeros([], jnp.int32))
 
 
 def to_unit_range(batch):
@@ -84,7 +89,8 @@ def train_step(
     settings: StepSettings, axis_name: str | None = None):
   """One update from a batch of data.
 
-  Every random number depends on the seed, the step and the example's index in the global batch alone.
+  Every random number depends on the seed, the step and the example's index in the global batch alone. Where the loss
+  or the gradient's norm is not finite, the update is skipped: all but the step's number stays as it was.
 
   Args:
     state: before the step.
@@ -97,9 +103,10 @@ def train_step(
     axis_name: of the devices over which gradients are averaged, if any.
 
   Returns:
-    `(state, metrics)`: the state after the step, and for the global batch `loss`, `grad_norm`, `grad_max`, and the
-    sums over the examples of each level (T,) `level_count`, `level_loss` (absolute), `level_f` (absolute, of the
-    data) and `level_displacement` (distance that the chain moved).
+    `(state, metrics)`: the state after the step, and for the global batch `loss`, `grad_norm`, `grad_max`, `bad_steps`
+    (updates skipped in a row up to this one; 0 if it was not), and the sums over the examples of each level (T,)
+    `level_count`, `level_loss` (absolute), `level_f` (absolute, of the data) and `level_displacement` (distance that
+    the chain moved).
 
   Source: Gao et al. 2021, algorithm 1.
   """
@@ -118,13 +125,19 @@ def train_step(
   # Update, then the moving average.
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
+  grad_norm = optax.tree.norm(grads)
+  finite = jnp.isfinite(mean) & jnp.isfinite(grad_norm)
+  updated = state.replace(
+      params=params, ema_params=optimizer.ema_update(state.ema_params, params, settings.ema_decay),
+      opt_state=opt_state, spectral=spectral, bad_steps=jnp.zeros_like(state.bad_steps))
+  sound = finite & (state.bad_steps < settings.max_bad_steps)
+  skipped = state.replace(bad_steps=state.bad_steps + ~finite)
+  state = jax.tree.map(lambda new, old: jnp.where(sound, new, old), updated, skipped)
   metrics = by_level | {
-      'loss': mean, 'grad_norm': optax.tree.norm(grads),
-      'grad_max': jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in jax.tree.leaves(grads)]))}
-  return TrainState(
-      step=state.step + 1, params=params,
-      ema_params=optimizer.ema_update(state.ema_params, params, settings.ema_decay),
-      opt_state=opt_state, spectral=spectral), metrics
+      'loss': mean, 'grad_norm': grad_norm,
+      'grad_max': jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in jax.tree.leaves(grads)])),
+      'bad_steps': jnp.where(finite, 0, state.bad_steps)}
+  return state.replace(step=state.step + 1), metrics
 
 
 def _accumulate(gradient, parts: int, batch, index):

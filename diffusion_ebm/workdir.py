@@ -1,9 +1,18 @@
 """The workdir: where a run's results go."""
 
+import contextlib
+import errno
+import fcntl
+import logging
 import os
+import socket
 import tempfile
 
 from diffusion_ebm.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+_LOCK = 'train.lock'
 
 
 def samples_dir(workdir) -> str:
@@ -23,3 +32,37 @@ def make(workdir, folder: str = 'samples') -> str:
       return path
   except OSError as error:
     raise UserError(f'--workdir={workdir} cannot be written ({error.strerror}): choose another') from error
+
+
+def lock(workdir) -> contextlib.ExitStack:
+  """Keeps other trainers off the workdir until the result is closed or the process ends, however it ends.
+
+  Raises:
+    UserError: another one trains there.
+  """
+  path = os.path.join(workdir, _LOCK)
+  with contextlib.ExitStack() as stack:
+    try:
+      file = stack.enter_context(open(path, 'a+', encoding='utf-8'))
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      file.seek(0)
+      holder = ' '.join(file.read(200).split()) or 'another process'
+      raise UserError(
+          f'{workdir} is being trained by {holder}: wait for it, stop it, or use another --workdir') from error
+    except OSError as error:
+      if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+        raise UserError(f'{path} cannot be written ({error.strerror}): choose another --workdir') from error
+      _log.warning('%s: its file system has no locks (%s): see yourself that nobody else trains there', workdir,
+                   error.strerror)
+      return stack.pop_all()
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+    file.flush()
+    return stack.pop_all()
+
+
+def check_shared(workdir):
+  """Raises a `UserError` on a process that does not see the workdir which the first has locked."""
+  if not os.path.exists(os.path.join(workdir, _LOCK)):
+    raise UserError(f'--workdir={workdir} is not that of the first process: put it where all hosts share a file system')

@@ -1,14 +1,19 @@
+import glob
 import os
+import re
 import tempfile
+from unittest import mock
 
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 
 from diffusion_ebm import checkpoints
-from diffusion_ebm.errors import UserError
+from diffusion_ebm.errors import SaveError, UserError
 from diffusion_ebm.train_step import TrainState
+from tests import testing
 
 
 def state_at(step):
@@ -17,7 +22,7 @@ def state_at(step):
   return TrainState(
       step=jnp.asarray(step, jnp.int32), params=params, ema_params=jax.tree.map(lambda a: a / 7, params),
       opt_state=((), {'count': jnp.asarray(step, jnp.int32), 'mu': jax.tree.map(lambda a: -a, params)}),
-      spectral={'conv': jnp.full(3, 0.1 * step, jnp.float32)})
+      spectral={'conv': jnp.full(3, 0.1 * step, jnp.float32)}, bad_steps=jnp.asarray(step % 3, jnp.int32))
 
 
 class CheckpointsTest(absltest.TestCase):
@@ -27,10 +32,10 @@ class CheckpointsTest(absltest.TestCase):
     self.workdir = self.enterContext(tempfile.TemporaryDirectory())
 
   def save(self, steps, keep, keep_every):
-    manager = checkpoints.open_for_writing(self.workdir, keep, keep_every)
+    saver = checkpoints.Saver(self.workdir, keep, keep_every)
     for step in steps:
-      checkpoints.save(manager, state_at(step), 10 * step)
-    manager.close()
+      saver.save(state_at(step), 10 * step)
+    saver.close()
     return sorted(int(name) for name in os.listdir(checkpoints.directory(self.workdir)))
 
   def assert_restored(self, step, at):
@@ -79,6 +84,146 @@ class CheckpointsTest(absltest.TestCase):
     os.mkdir(checkpoints.directory(self.workdir))
     with self.assertRaisesRegex(UserError, 'has no checkpoint: train first'):
       checkpoints.open_for_reading(self.workdir)
+
+
+class DamageTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.workdir = self.enterContext(tempfile.TemporaryDirectory())
+    self.folder = checkpoints.directory(self.workdir)
+    saver = checkpoints.Saver(self.workdir, 3, 0, {'seed': 1})
+    for step in (4, 8):
+      saver.save(state_at(step), 10 * step)
+    saver.close()
+
+  def file(self, name, step=8):
+    """The path of a file of a checkpoint; of the data, the largest."""
+    folder = os.path.join(self.folder, str(step))
+    if name == 'data':
+      return max(glob.glob(os.path.join(folder, 'state', '**', 'd', '*'), recursive=True), key=os.path.getsize)
+    return os.path.join(folder, name)
+
+  def restore(self, **kwargs):
+    manager = checkpoints.open_for_reading(self.workdir)
+    self.addCleanup(manager.close)
+    return checkpoints.restore(manager, jax.tree.map(jnp.zeros_like, state_at(0)), **kwargs)
+
+  def assert_is(self, restored, at):
+    jax.tree.map(np.testing.assert_array_equal, restored.state, state_at(at))
+    self.assertEqual(restored.batches_read, 10 * at)
+
+  @parameterized.product(
+      name=('data', 'state/_METADATA', 'state/manifest.ocdbt', 'data/metadata', 'SHA256SUMS'),
+      damage=('missing', 'truncated', 'changed'))
+  def test_of_a_damaged_newest_one_the_file_is_named_and_the_one_before_it_used(self, name, damage):
+    path = self.file(name)
+    with open(path, 'rb') as file:
+      content = file.read()
+    os.remove(path)
+    if damage != 'missing':
+      middle = len(content) // 2
+      flipped = bytes([content[middle] ^ 1])
+      with open(path, 'wb') as file:
+        file.write(content[:middle] + (flipped + content[middle + 1:] if damage == 'changed' else b''))
+    with self.assertLogs('diffusion_ebm', 'WARNING') as logs:
+      restored = self.restore()
+    self.assert_is(restored, 4)
+    (message,) = logs.output
+    self.assertIn('the checkpoint of step 8 is damaged', message)
+    # Where a sum is wrong, the file that does not match it is named.
+    self.assertIn(os.path.join(self.folder, '8') if name == 'SHA256SUMS' and damage != 'missing' else path, message)
+    self.assertIn('using the one of step 4 instead', message)
+    with self.assertRaisesRegex(checkpoints.DamagedError, 'step 8 is damaged'):
+      self.restore(step=8)
+
+  def test_a_trainer_sets_a_damaged_one_aside_and_writes_its_step_again(self):
+    os.truncate(self.file('data'), 1)
+    saver = checkpoints.Saver(self.workdir, 3, 0, {'seed': 1})
+    with self.assertLogs('diffusion_ebm', 'WARNING') as logs:
+      restored = checkpoints.restore(saver.manager, state_at(0), set_aside=True)
+    self.assertIn('kept as damaged_8', logs.output[0])
+    self.assert_is(restored, 4)
+    saver.save(state_at(8), 80)
+    saver.close()
+    self.assertCountEqual(os.listdir(self.folder), ['4', '8', 'damaged_8'])
+    self.assert_is(self.restore(), 8)
+
+  def test_where_all_are_damaged_that_is_said_and_nothing_is_touched(self):
+    for step in (4, 8):
+      os.remove(os.path.join(self.folder, str(step), 'data', 'metadata'))
+    saver = checkpoints.Saver(self.workdir, 3, 0)
+    self.addCleanup(saver.close)
+    with self.assertRaisesRegex(UserError, 'none of the checkpoints .*/8/data/metadata is missing.* from a copy'):
+      checkpoints.restore(saver.manager, state_at(0), set_aside=True)
+    self.assertCountEqual(os.listdir(self.folder), ['4', '8'])
+
+  def test_a_pipe_is_refused_rather_than_waited_for(self):
+    path = os.path.join(self.folder, '4', '_CHECKPOINT_METADATA')
+    os.remove(path)
+    os.mkfifo(path)
+    for opened in (lambda: checkpoints.open_for_reading(self.workdir), lambda: checkpoints.Saver(self.workdir, 3, 0)):
+      with self.assertRaisesRegex(UserError, f'{path} is neither a file nor a folder: remove it'):
+        opened()
+
+  def test_the_sums_are_those_that_sha256sum_checks(self):
+    with open(self.file('SHA256SUMS'), encoding='utf-8') as file:
+      names = [re.fullmatch(r'[0-9a-f]{64}  (.+)\n', line)[1] for line in file]
+    self.assertIn('data/metadata', names)
+    self.assertIn(os.path.relpath(self.file('data'), self.file('')), names)
+
+  def test_one_of_another_network_is_refused_with_what_differs(self):
+    other = state_at(0)
+    other = other.replace(params={'conv': {'kernel': jnp.zeros((2, 4)), 'bias': jnp.zeros(4)}})
+    manager = checkpoints.open_for_reading(self.workdir)
+    self.addCleanup(manager.close)
+    with self.assertRaisesRegex(
+        UserError, r'/8 is of another network or version: params/conv/bias \(nothing there, float32\[4\] here\), '
+        r'params/conv/kernel \(float32\[2, 3\] there, float32\[2, 4\] here\); use another --workdir'):
+      checkpoints.restore(manager, other)
+
+  def test_the_configuration_in_it_is_shown_to_whom_may_refuse_it(self):
+    def check(config, where):
+      raise UserError(f'{where} has seed {config["seed"]}')
+
+    with self.assertRaisesRegex(UserError, '/8 has seed 1'):
+      self.restore(check=check)
+
+  def test_one_of_a_newer_version_is_refused(self):
+    with mock.patch.object(checkpoints, 'FORMAT', 3):
+      saver = checkpoints.Saver(self.workdir, 3, 0)
+      saver.save(state_at(9), 90)
+      saver.close()
+    with self.assertRaisesRegex(UserError, r'/9 was written by a newer version \(format 3, here 2\): update'):
+      self.restore()
+
+  def test_one_of_the_first_format_is_migrated(self):
+    state = state_at(5)
+    manager = ocp.CheckpointManager(self.folder)
+    manager.save(12, args=ocp.args.Composite(
+        state=ocp.args.StandardSave(checkpoints._older(state, 1)), data=ocp.args.JsonSave({'batches': 50})))
+    manager.close()
+    restored = self.restore()
+    jax.tree.map(np.testing.assert_array_equal, restored.state, state.replace(bad_steps=0))
+    self.assertEqual(restored.batches_read, 50)
+    os.truncate(self.file('data', 12), 0)
+    with self.assertLogs('diffusion_ebm', 'WARNING') as logs:
+      self.assert_is(self.restore(), 8)
+    self.assertIn('step 12 is damaged', logs.output[0])
+
+  def test_on_a_full_disk_a_save_is_one_line_and_the_next_one_works(self):
+    saver = checkpoints.Saver(self.workdir, 3, 0)
+    with testing.full_disk(), self.assertRaisesRegex(
+        SaveError, 'the checkpoint of step 9 could not be written .*: free space in .*earlier checkpoints are whole'
+    ) as caught:
+      saver.save(state_at(9), 90)
+      saver.wait()
+    self.assertNotIn('\n', str(caught.exception))
+    self.assert_is(self.restore(), 8)
+    saver.save(state_at(10), 100)
+    saver.close()
+    self.assert_is(self.restore(), 10)
+    self.assertCountEqual(os.listdir(self.folder), ['4', '8', '10'])
 
 
 if __name__ == '__main__':

@@ -400,7 +400,7 @@ class ImagesTest(parameterized.TestCase):
   def test_file_that_unpacks_to_too_many_bytes_is_refused_unread(self, archive):
     self._write(**{'bomb.png': bytes(2**20), 'good.png': _encode(_noise(4, 4, 3))})
     path = self._zip() if archive else self.path
-    with mock.patch.object(files, 'MAX_BYTES', 2**20 - 1), self.assertLogs('diffusion_ebm') as logs:
+    with mock.patch.object(files, 'MAX_BYTES', 2**20 - 1), self.assertLogs('diffusion_ebm', 'WARNING') as logs:
       self.assertLen(self._load(path=path), 1)
     self.assertIn('bomb.png: 1048576 bytes are more than 1048575', logs.output[0])
 
@@ -413,6 +413,30 @@ class ImagesTest(parameterized.TestCase):
     path.write_bytes(content)
     with self._refused('none of the 1 images'):
       self._load(path=str(path))
+
+  @parameterized.parameters('../a.png', 'a/../../b.png', '/etc/a.png', '..\\\\a.png', 'C:/a.png')
+  def test_archive_whose_names_lead_out_of_it_is_refused(self, name):
+    with zipfile.ZipFile(self.path, 'w') as archive:
+      archive.writestr('train/1.png', _encode(_noise(4, 4, 3)))
+      archive.writestr(name, _encode(_noise(4, 4, 3)))
+    with self.assertRaisesRegex(UserError, 'a name that leads out of the archive'):
+      self._load()
+
+  def test_archive_that_unpacks_to_many_times_its_size_is_refused_unread(self):
+    with zipfile.ZipFile(self.path, 'w', zipfile.ZIP_DEFLATED) as archive:
+      archive.writestr('1.png', bytes(2**20))
+    with mock.patch.object(files, '_SUSPICIOUS_BYTES', 2**20 - 1), mock.patch.object(
+        zipfile.ZipFile, 'open', mock.Mock(side_effect=AssertionError('read'))), self.assertRaisesRegex(
+        UserError, r'has \d+ bytes but unpacks to 1048576: images do not'):
+      self._load()
+
+  def test_a_pipe_among_the_images_is_left_out_and_one_for_an_archive_is_refused(self):
+    self._write(**{'1.png': _encode(_noise(4, 4, 3))})
+    os.mkfifo(os.path.join(self.path, '2.png'))
+    self.assertLen(self._load(), 1)
+    os.mkfifo(self.path + '.zip')
+    with self.assertRaisesRegex(UserError, 'neither a folder nor a zip archive'):
+      self._load(path=self.path + '.zip')
 
   def test_mixture_of_grey_and_colour_is_refused_in_colour(self):
     for n in range(3):

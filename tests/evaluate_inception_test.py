@@ -225,6 +225,19 @@ class WeightsTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, r'/nowhere does not exist.*https://'):
       inception_weights.find(os.path.dirname(self.path) + '/nowhere')
 
+  def test_a_file_that_asks_for_more_memory_than_the_weights_need_is_refused(self):
+    arrays = {'a.weight': np.zeros(300, np.float32)}
+    for legacy in (False, True):
+      save_torch(arrays, self.path, legacy)
+      with mock.patch.object(inception_weights, '_MAX_BYTES', 1000), self.assertRaisesRegex(
+          UserError, r'\(\d+ bytes are more than 1000\)'):
+        inception_weights.load(self.path)
+    # A shape may repeat a small storage without end.
+    storage = inception_weights._Storage('0', '<f4')
+    tensor = inception_weights._Tensor(storage, 0, (2**20, 2**20), (0, 0))
+    with self.assertRaisesRegex(ValueError, 'larger than its storage'):
+      inception_weights._resolve({'a': tensor}, lambda storage: bytes(4))
+
   def test_without_a_network_the_message_says_what_to_fetch(self):
     cache = self.enterContext(tempfile.TemporaryDirectory())
     self.enterContext(mock.patch.dict(os.environ, {'XDG_CACHE_HOME': cache}))

@@ -11,27 +11,9 @@ import tempfile
 from absl.testing import absltest
 
 from diffusion_ebm import config as config_lib
-from tests import testing
+from tests import forks, testing
 
 MAIN = os.path.join(testing.ROOT, 'main.py')
-# For many command lines in a row: main.py once for each, in forks of one process that has imported what takes long.
-_FORKS = '''
-import json, os, runpy, sys
-from ml_collections import config_flags
-from diffusion_ebm import evaluation, sample, train
-for args in json.loads(sys.argv[1]):
-  read, write = os.pipe()
-  if not os.fork():
-    os.dup2(write, 2)
-    sys.argv = ['main.py', *args]
-    runpy.run_path('main.py', run_name='__main__')
-    os._exit(0)
-  os.close(write)
-  with os.fdopen(read) as file:
-    stderr = file.read()
-  print(json.dumps([os.waitstatus_to_exitcode(os.wait()[1]), stderr]), flush=True)
-'''
-
 
 def run(*args, **kwargs):
   return subprocess.run(
@@ -78,11 +60,10 @@ class WrongTest(absltest.TestCase):
         ([workdir, digits, '--mode=eval'], r'/run holds no run: train first'),
         ([workdir, digits, '--mode=eval', '--num_samples=9'], r'set --config\.eval\.num_samples')]
     before = testing.contents(self.folder), os.listdir(self.folder)
-    result = run('-c', _FORKS, json.dumps([args for args, _ in cases]))
-    self.assertEqual(result.returncode, 0, result.stderr)
-    for (args, message), line in zip(cases, result.stdout.splitlines(), strict=True):
+    results = forks.run([[{'args': args}] for args, _ in cases])
+    for (args, message), (result,) in zip(cases, results, strict=True):
       with self.subTest(args[-1]):
-        self.assert_one_line(*json.loads(line), message)
+        self.assert_one_line(*result, message)
     self.assertEqual((testing.contents(self.folder), os.listdir(self.folder)), before)
 
   def test_a_process_of_its_own_says_it_likewise(self):

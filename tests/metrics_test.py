@@ -7,11 +7,12 @@ import numpy as np
 
 from diffusion_ebm import metrics
 from diffusion_ebm.errors import DivergedError
+from tests import testing
 
 
 def step_metrics(levels=6, **changes):
   per_level = {name: np.ones(levels) for name in ('level_count', 'level_loss', 'level_f', 'level_displacement')}
-  return {'loss': 0.5, 'grad_norm': 2.0, 'grad_max': 1.0} | per_level | changes
+  return {'loss': 0.5, 'grad_norm': 2.0, 'grad_max': 1.0, 'bad_steps': 0} | per_level | changes
 
 
 class MetricsTest(absltest.TestCase):
@@ -44,8 +45,46 @@ class MetricsTest(absltest.TestCase):
 
   def test_records_are_plain_numbers(self):
     scalars = metrics.summarise([step_metrics(loss=np.float32(0.1), grad_norm=np.float32(0.2))])
-    self.assertEqual({type(value) for value in scalars.values()}, {float})
+    self.assertEqual({type(value) for value in scalars.values()}, {int, float})
     self.assertEqual(json.loads(json.dumps(scalars)), scalars)
+
+  def test_skipped_steps_are_counted_and_left_out_of_the_averages(self):
+    bad = step_metrics(2, loss=np.nan, grad_norm=np.inf, grad_max=np.nan, level_f=np.full(2, np.nan), bad_steps=1)
+    sound = step_metrics(2, loss=2.0)
+    scalars = metrics.summarise([bad, sound, bad | {'bad_steps': 2}])
+    self.assertEqual(scalars, metrics.summarise([sound]) | {'skipped_steps': 2})
+    self.assertEqual(metrics.summarise([bad]), {'skipped_steps': 1})
+
+  def test_skipped_updates_are_trouble_once_there_are_too_many_in_a_row(self):
+    bad = step_metrics(level_displacement=np.where(np.arange(6) == 3, np.nan, 1.0), loss=np.nan, grad_norm=np.nan)
+    metrics.check(7, bad | {'bad_steps': 4}, 4, 5)
+    with self.assertRaisesRegex(DivergedError, '^5 updates in a row .*chain of level 3 diverged at step 8'):
+      metrics.check(8, bad | {'bad_steps': 5}, 4, 5)
+
+  def test_what_a_full_disk_keeps_out_is_written_later_and_lines_are_whole(self):
+    workdir = self.enterContext(tempfile.TemporaryDirectory())
+    writer = metrics.Writer(workdir, 0)
+    writer.scalars(1, {'loss': 1.0})
+    path = os.path.join(workdir, 'metrics.jsonl')
+    with testing.full_disk(os.path.getsize(path) + 9):
+      for step in (2, 3):
+        with self.assertRaises(OSError):
+          writer.scalars(step, {'loss': 1.0})
+      for step in range(20):  # more than tensorboardX' queue holds
+        writer.picture(step, 'samples', np.zeros((2, 2, 3), np.uint8))
+      with open(path, encoding='utf-8') as file:
+        self.assertEqual(file.read(), '{"step": 1, "loss": 1.0}\n')
+    writer.scalars(4, {'loss': 1.0})
+    writer.close()
+    with open(path, encoding='utf-8') as file:
+      self.assertEqual([json.loads(line)['step'] for line in file], [1, 2, 3, 4])
+
+  def test_the_peak_of_the_memory_is_that_of_this_process(self):
+    before = metrics.peak_memory_gb()
+    self.assertBetween(before, 0.05, 1024)
+    size = 2**28
+    self.assertEqual(np.ones(size, np.uint8).sum(), size)
+    self.assertLess(metrics.peak_memory_gb(), before + 1)
 
   def test_trouble_is_named_by_level(self):
     def at(level, value):

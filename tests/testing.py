@@ -1,12 +1,15 @@
 """Tiny runs for the tests of the jobs."""
 
+import contextlib
 import json
 import os
+import resource
+from unittest import mock
 
 import jax
 
 from configs import digits, toy2d
-from diffusion_ebm import checkpoints, sample, train
+from diffusion_ebm import checkpoints, parallel, sample, train
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 
@@ -39,13 +42,13 @@ def save_first_state(config, workdir, step=0, **changes):
   """Makes a workdir with one checkpoint, of the state before the first step with some `changes`."""
   config_lib.save(config_lib.resolve(config), workdir)
   state = model_lib.build(config).state
-  manager = checkpoints.open_for_writing(workdir, 3, 0)
-  checkpoints.save(manager, state.replace(step=state.step + step, **changes), step)
-  manager.close()
+  saver = checkpoints.Saver(workdir, 3, 0)
+  saver.save(state.replace(step=state.step + step, **changes), step)
+  saver.close()
 
 
 def steps_of(workdir):
-  """The steps of which there are checkpoints."""
+  """The steps of which there are checkpoints, and nothing else."""
   return sorted(int(name) for name in os.listdir(checkpoints.directory(workdir)))
 
 
@@ -55,6 +58,17 @@ def restore(config, workdir, step=None):
   restored = checkpoints.restore(manager, model_lib.build(config_lib.resolve(config)).state, step)
   manager.close()
   return restored
+
+
+@contextlib.contextmanager
+def full_disk(size=64):
+  """As if the disk were full: no file may grow beyond so many bytes. Any user can do that."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def records(workdir):
@@ -73,8 +87,14 @@ def contents(folder):
   return files
 
 
-def train_and_sample(workdir):
-  """For a process of its own: the number of devices is fixed when JAX starts."""
-  train.train(digits_config(), workdir)
-  sample.sample(digits_config(), workdir, 5, 0)
-  print(jax.device_count(), 'devices')
+def train_on_devices(folder, num_steps):
+  """For a process of its own with 8 devices: trains and samples on 1, 2, 4 and 8 of them."""
+  config = digits_config(num_steps=int(num_steps), checkpoint_every=10, sample_every=int(num_steps), log_every=5)
+  devices = jax.devices()
+  no_picture = mock.patch.object(train, '_make_picture', lambda *_: lambda *_: None)
+  for number in (1, 2, 4, 8):
+    with no_picture, mock.patch.object(parallel, 'devices', lambda number=number: devices[:number]):
+      workdir = os.path.join(folder, str(number))
+      train.train(config, workdir)
+      sample.sample(config, workdir, 5, 0)
+      print(parallel.num_devices())

@@ -84,6 +84,27 @@ class TrainStepTest(absltest.TestCase):
     expected = spectral_norm.iterate(self.state.params, self.state.spectral)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), self.after.spectral, expected)
 
+  def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(self):
+    for poison in (np.nan, np.inf):
+      state = self.after
+      for count in (1, 2):
+        skipped, metrics = self.step(state, self.batch.at[5, 0].set(poison), jnp.arange(12))
+        self.assertEqual((int(metrics['bad_steps']), int(skipped.bad_steps)), (count, count))
+        jax.tree.map(np.testing.assert_array_equal, skipped.replace(step=0, bad_steps=0),
+                     self.after.replace(step=0))
+        self.assertEqual(int(skipped.step), int(state.step) + 1)
+        state = skipped
+      sound, metrics = self.step(state, self.batch, jnp.arange(12))
+      self.assertEqual((int(metrics['bad_steps']), int(sound.bad_steps)), (0, 0))
+      expected, _ = self.step(self.after.replace(step=state.step), self.batch, jnp.arange(12))
+      jax.tree.map(np.testing.assert_array_equal, sound, expected)
+
+  def test_after_too_many_skipped_updates_the_state_is_frozen(self):
+    settings = train_step.StepSettings(3, 2, 0.9, False, max_bad_steps=2)
+    last = self.after.replace(bad_steps=jnp.asarray(2, jnp.int32))
+    frozen, _ = self.step(last, self.batch, jnp.arange(12), settings)
+    jax.tree.map(np.testing.assert_array_equal, frozen, last.replace(step=last.step + 1))
+
   def test_random_numbers_depend_on_step_seed_and_index(self):
     later = self.state.replace(step=self.state.step + 1)
     for state, index, settings in (

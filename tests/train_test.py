@@ -1,10 +1,12 @@
 """The training job, whole, on tiny networks."""
 
+import contextlib
+import errno
+import io
 import os
 import re
+import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from unittest import mock
 
@@ -13,10 +15,11 @@ import jax
 import numpy as np
 from PIL import Image
 
+from diffusion_ebm import bad_step, checkpoints, data, metrics, parallel, replay, sample, train
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import metrics, sample, train
 from diffusion_ebm import model as model_lib
-from diffusion_ebm.errors import DivergedError, InterruptedRun, UserError
+from diffusion_ebm import workdir as workdir_lib
+from diffusion_ebm.errors import DivergedError, InterruptedRun, PreemptedRun, SaveError, UserError
 from tests import testing
 
 
@@ -44,6 +47,17 @@ class TrainTest(absltest.TestCase):
     jax.tree.map(np.testing.assert_array_equal, state, self.state)  # all of it: no tolerance
     for ours, at_once in zip(testing.records(workdir), testing.records(self.workdir), strict=True):
       self.assertEqual((ours['step'], ours['loss']), (at_once['step'], at_once['loss']))
+
+  def killing(self, at, number):
+    """Stands in for `_Report.add`: sends this process a signal in that step."""
+    add = train._Report.add
+
+    def signalling(report, step, *args):
+      add(report, step, *args)
+      if step == at:
+        os.kill(os.getpid(), number)
+
+    return signalling
 
   def test_results_are_in_the_workdir(self):
     self.assertEqual(config_lib.load(self.workdir).to_dict(), testing.digits_config().to_dict())
@@ -97,15 +111,8 @@ class TrainTest(absltest.TestCase):
     self.assert_same_as_at_once(self.folder)
 
   def test_ctrl_c_saves_and_the_next_run_goes_on_from_there(self):
-    add = train._Report.add
-
-    def interrupted(report, step, step_metrics):
-      add(report, step, step_metrics)
-      if step == 3:
-        os.kill(os.getpid(), signal.SIGINT)
-
     handler = signal.getsignal(signal.SIGINT)
-    with mock.patch.object(train._Report, 'add', interrupted), self.assertRaisesRegex(
+    with mock.patch.object(train._Report, 'add', self.killing(3, signal.SIGINT)), self.assertRaisesRegex(
         InterruptedRun, 'step 3, which is saved') as caught:
       train.train(testing.digits_config(), self.folder)
     self.assertEqual(caught.exception.exit_code, 130)
@@ -113,6 +120,71 @@ class TrainTest(absltest.TestCase):
     self.assertEqual(testing.steps_of(self.folder), [2, 3])
     train.train(testing.digits_config(), self.folder)
     self.assert_same_as_at_once(self.folder)
+
+  def test_sigterm_is_a_preemption_with_a_code_of_its_own(self):
+    with mock.patch.object(train._Report, 'add', self.killing(3, signal.SIGTERM)), self.assertRaisesRegex(
+        PreemptedRun, 'step 3, which is saved') as caught:
+      train.train(testing.digits_config(), self.folder)
+    self.assertEqual(caught.exception.exit_code, 143)
+    self.assertEqual(testing.steps_of(self.folder), [2, 3])
+    train.train(testing.digits_config(), self.folder)
+    self.assert_same_as_at_once(self.folder)
+
+  def test_a_second_trainer_is_refused_and_the_lock_ends_with_the_first(self):
+    with workdir_lib.lock(self.folder):
+      with self.assertRaisesRegex(
+          UserError, rf'{self.folder} is being trained by process {os.getpid()} on \S+: wait for it, stop it'):
+        train.train(testing.digits_config(), self.folder)
+      self.assertCountEqual(os.listdir(self.folder), ['samples', 'train.lock'])
+    with workdir_lib.lock(self.folder):
+      pass
+    locks = mock.Mock(side_effect=OSError(errno.ENOLCK, 'No locks available'))
+    with mock.patch('fcntl.flock', locks), self.assertLogs('diffusion_ebm', 'WARNING') as logs:
+      workdir_lib.lock(self.folder).close()
+    self.assertIn('has no locks (No locks available): see yourself', logs.output[0])
+
+  def test_a_damaged_checkpoint_and_the_records_after_the_one_before_it_are_done_again(self):
+    shutil.copytree(self.workdir, self.folder, dirs_exist_ok=True)
+    lost = os.path.join(checkpoints.directory(self.folder), '4', 'data', 'metadata')
+    os.remove(lost)
+    with self.assertLogs('diffusion_ebm', 'WARNING') as logs:
+      train.train(testing.digits_config(), self.folder)
+    self.assertIn(lost, logs.output[0])
+    self.assert_same_as_at_once(self.folder)
+
+  def test_a_checkpoint_of_another_run_is_refused_key_by_key(self):
+    shutil.copytree(checkpoints.directory(self.workdir), checkpoints.directory(self.folder))
+    config = testing.digits_config(learning_rate=1e-5, log_every=3)
+    with self.assertRaisesRegex(
+        UserError, r'/4 belongs to another configuration: train\.learning_rate \(0\.002 there, 1e-05 here\);'):
+      train.train(config, self.folder)
+
+  def test_on_a_full_disk_training_goes_on_or_stops_as_configured(self):
+    save, scalars = checkpoints.Saver.save, metrics.Writer.scalars
+
+    def save_once(saver, state, step):
+      with testing.full_disk() if step == 2 else contextlib.nullcontext():
+        save(saver, state, step)
+        saver.wait()
+
+    def write_once(writer, step, values):
+      with testing.full_disk() if step == 3 else contextlib.nullcontext():
+        scalars(writer, step, values)
+
+    config = testing.digits_config(num_steps=6, sample_every=6)
+    with mock.patch.object(checkpoints.Saver, 'save', save_once), mock.patch.object(
+        metrics.Writer, 'scalars', write_once):
+      with self.assertLogs('diffusion_ebm', 'WARNING') as logs:
+        train.train(config, self.folder)
+      self.assertRegex(logs.output[0], 'checkpoint of step 2 could not be written .*; going on$')
+      self.assertRegex(logs.output[1], 'could not be written .*: free space; going on$')
+      self.assertLen(logs.output, 2)
+      self.assertEqual(testing.steps_of(self.folder), [4, 6])
+      self.assertEqual([record['step'] for record in testing.records(self.folder)], [1, 2, 3, 4, 5, 6])
+      config.train.stop_on_save_error = True
+      with self.assertRaisesRegex(SaveError, 'checkpoint of step 2 could not be written') as caught:
+        train.train(config, os.path.join(self.folder, 'stopped'))
+    self.assertEqual(caught.exception.exit_code, 4)
 
   def test_steps_done_again_after_a_crash_are_recorded_once(self):
     # As if killed after the record of step 4 but before its checkpoint.
@@ -136,13 +208,14 @@ class TrainTest(absltest.TestCase):
 
   def test_a_batch_that_the_devices_cannot_share_is_refused_before_anything_is_written(self):
     workdir = os.path.join(self.folder, 'run')
-    with mock.patch.object(jax, 'device_count', lambda: 3), self.assertRaisesRegex(
+    with mock.patch.object(parallel, 'num_devices', lambda: 3), self.assertRaisesRegex(
         UserError, r'train\.batch_size is 8, which 3 devices cannot share'):
       train.train(testing.digits_config(), workdir)
     self.assertFalse(os.path.exists(workdir))
 
   def test_a_run_that_diverges_names_a_level_and_keeps_what_can_be_restored(self):
-    config = testing.digits_config(learning_rate=1e6, num_steps=50, checkpoint_every=1, sample_every=50)
+    config = testing.digits_config(
+        learning_rate=1e6, num_steps=50, checkpoint_every=1, sample_every=50, max_bad_steps=1)
     with self.assertRaisesRegex(DivergedError, r'level \d.* at step \d+') as caught:
       train.train(config, self.folder)
     self.assertEqual(caught.exception.exit_code, 3)
@@ -156,10 +229,10 @@ class TrainTest(absltest.TestCase):
   def test_a_step_that_goes_wrong_between_two_checkpoints_is_not_saved(self):
     check = metrics.check
 
-    def poisoned(step, step_metrics, dimension):
+    def poisoned(step, step_metrics, *args):
       if step == 3:
         step_metrics['level_displacement'] = np.where(np.arange(6) == 2, np.nan, 1.0)
-      check(step, step_metrics, dimension)
+      check(step, step_metrics, *args)
 
     with mock.patch.object(metrics, 'check', poisoned), self.assertRaisesRegex(
         DivergedError, 'level 2 diverged at step 3'):
@@ -168,30 +241,61 @@ class TrainTest(absltest.TestCase):
     train.train(testing.digits_config(), self.folder)
     self.assert_same_as_at_once(self.folder)
 
-  def test_two_devices_train_and_sample_as_one(self):
-    result = subprocess.run(
-        [sys.executable, '-c', 'import sys; from tests import testing; testing.train_and_sample(sys.argv[1])',
-         self.folder], cwd=testing.ROOT, capture_output=True, text=True, check=False,
-        env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'JAX_PLATFORMS': 'cpu'})
-    self.assertEqual(result.returncode, 0, result.stderr)
-    self.assertEqual(result.stdout.splitlines()[-1], '2 devices')
-    state, batches = testing.restore(testing.digits_config(), self.folder)
-    self.assertEqual((int(state.step), batches), (4, 4))
-    for tree in ('params', 'ema_params'):
-      jax.tree.map(
-          lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(np.max(np.abs(b)), 0.1)),
-          getattr(state, tree), getattr(self.state, tree))
-    sample.sample(testing.digits_config(), self.workdir, 5, 0)
-    one, two = (np.load(os.path.join(workdir, 'samples', 'samples_4.npz'))['samples'].astype(int)
-                for workdir in (self.workdir, self.folder))
-    self.assertEqual(one.shape, (5, 8, 8, 1))
-    self.assertLessEqual(np.max(np.abs(one - two)), 1)  # a value on the edge may round to either side
-    self.assertLess(np.mean(one != two), 0.02)
-    for name in ('samples_4.npz', 'samples_4.png', 'samples_4_levels.png'):
-      os.remove(os.path.join(self.workdir, 'samples', name))
-
 
 class ToyTest(absltest.TestCase):
+
+  def poisoned(self, numbers):
+    """Stands in for `data.train_batches`: one point of the batches of these numbers is NaN."""
+    batches = data.train_batches
+
+    def poisoned(source, batch_size, seed, start, share):
+      for number, batch in enumerate(batches(source, batch_size, seed, start, share), start):
+        if number in numbers:
+          batch[3, 1] = np.nan
+        yield batch
+
+    return mock.patch.object(data, 'train_batches', poisoned)
+
+  def test_an_update_without_a_finite_gradient_is_skipped_and_reported(self):
+    workdir = self.enterContext(tempfile.TemporaryDirectory())
+    config = testing.toy2d_config(checkpoint_every=1, keep_checkpoints=9)
+    with self.poisoned([1, 2]), mock.patch.object(train, '_NUM_POINTS', 16), self.assertLogs(
+        'diffusion_ebm', 'WARNING') as logs:
+      train.train(config, workdir)
+    self.assertLen(logs.output, 2)
+    self.assertIn('step 3: the update was skipped, as its gradient is not finite (2 in a row)', logs.output[1])
+    self.assertEqual([record['skipped_steps'] for record in testing.records(workdir)], [0, 1, 1, 0])
+    self.assertEqual([record['step'] for record in testing.records(workdir) if 'loss' in record], [1, 4])
+    self.assertEqual(testing.steps_of(workdir), [1, 4])  # in between, nothing is worth keeping
+    (first, _), (last, _) = (testing.restore(config, workdir, step) for step in (1, 4))
+    self.assertEqual(int(last.opt_state[1].count), 2)
+    self.assertGreater(largest_change(first.params, last.params), 0)
+
+  def test_too_many_bad_steps_end_the_run_with_what_to_do_the_step_again(self):
+    workdir = self.enterContext(tempfile.TemporaryDirectory())
+    config = testing.toy2d_config(max_bad_steps=2, num_steps=9, checkpoint_every=1)
+    # After two bad ones come sound ones, which the devices have begun when the loop learns of the bad ones.
+    with self.poisoned([2, 3]), self.assertRaisesRegex(
+        DivergedError, r'^2 updates in a row were skipped.*level \d diverged at step 4: .*; to do the step again: '
+        r'python -m diffusion_ebm\.replay (\S+)$') as caught:
+      train.train(config, workdir)
+    path = caught.exception.args[0].split()[-1]
+    self.assertEqual(os.path.relpath(path, workdir), 'bad_step_00000004.npz')
+    self.assertEqual(testing.steps_of(workdir)[-1], 2)
+    sound, _ = testing.restore(config, workdir)
+    _, _, state, batch = bad_step.load(path)
+    self.assertEqual((int(state.step), int(np.sum(np.isnan(batch)))), (3, 1))
+    jax.tree.map(np.testing.assert_array_equal, state.replace(step=sound.step), sound)
+
+    metrics_again = replay.replay(path)
+    self.assertTrue(np.isnan(metrics_again['loss']) and metrics_again['bad_steps'] == 1)
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+      replay.main(['replay', path])
+    self.assertRegex(output.getvalue(), r'\Aloss nan, norm of the gradient nan, skipped\nlevel ')
+    os.truncate(path, 1000)
+    with self.assertRaisesRegex(UserError, 'cannot be read as the inputs of a training step'):
+      replay.replay(path)
 
   def test_points_are_trained_and_sampled_with_densities_in_the_picture(self):
     workdir = self.enterContext(tempfile.TemporaryDirectory())

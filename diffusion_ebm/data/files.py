@@ -10,6 +10,8 @@ from diffusion_ebm.data.decode import MAX_BYTES
 from diffusion_ebm.errors import UserError
 
 _SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
+# Images are compressed already: an archive that unpacks to more than this, and to so many times its size, is a bomb.
+_SUSPICIOUS_BYTES, _SUSPICIOUS_RATIO = 2**30, 100
 
 
 class Files(NamedTuple):
@@ -36,8 +38,8 @@ def list_images(path):
     A `Files`.
 
   Raises:
-    UserError: there is nothing at the path, it is neither a folder nor a zip archive, or it holds
-      no images.
+    UserError: there is nothing at the path, it is neither a folder nor a zip archive, it holds no
+      images, or names in the archive lead out of it, or it unpacks to far more than its size.
   """
   if not path:
     raise UserError(
@@ -80,7 +82,10 @@ def _folder(path):
     names += [name if inside == '.' else f'{inside}/{name}' for name in files]
 
   def read(name):
-    with open(os.path.join(path, name), 'rb') as file:
+    file = os.path.join(path, name)
+    if not os.path.isfile(file):  # reading from a pipe or a device may never end
+      raise ValueError('not a file')
+    with open(file, 'rb') as file:
       return _bounded(file, os.fstat(file.fileno()).st_size)
 
   return Files(sorted(filter(_is_image, names)), read)
@@ -88,12 +93,15 @@ def _folder(path):
 
 def _archive(path):
   try:
+    if not os.path.isfile(path):
+      raise ValueError('not a file')
     archive = zipfile.ZipFile(path)
-  except (zipfile.BadZipFile, OSError) as error:
+  except Exception as error:  # a damaged archive may lead to anything
     raise UserError(
       f'{path} is neither a folder nor a zip archive that can be read ({error}): '
       'set --config.data.path to one, or fetch the archive again'
     ) from error
+  _check_archive(archive, path)
   lock = threading.Lock()  # what threads may do with a `ZipFile` is not documented
 
   def read(name):
@@ -101,6 +109,25 @@ def _archive(path):
       return _bounded(file, archive.getinfo(name).file_size)
 
   return Files(sorted(filter(_is_image, set(archive.namelist()))), read)
+
+
+def _check_archive(archive, path):
+  """Refuses what no archive of images holds. Nothing is ever unpacked to the disk."""
+  unpacked = 0
+  for entry in archive.infolist():
+    parts = entry.filename.replace('\\', '/').split('/')
+    if '..' in parts or os.path.isabs(entry.filename) or ':' in parts[0]:
+      raise UserError(
+        f'{path} holds {entry.filename!r}, a name that leads out of the archive: do not trust it; '
+        'fetch the images from elsewhere, or pack them again'
+      )
+    unpacked += entry.file_size
+  packed = os.path.getsize(path)
+  if unpacked > max(_SUSPICIOUS_BYTES, _SUSPICIOUS_RATIO * packed):
+    raise UserError(
+      f'{path} has {packed} bytes but unpacks to {unpacked}: images do not, so it is not read; '
+      'unpack it yourself if you trust it, and name the folder'
+    )
 
 
 def _bounded(file, size):

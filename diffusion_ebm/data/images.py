@@ -54,6 +54,7 @@ def load(data, split):
         'the images alone during a run, or keep them in memory with --config.data.max_memory_gb'
       ) from error
 
+  _log.info('reading %d images of %s', len(names), data.path)
   images, failures = encoded.decode_all(
     read, len(names), shape, data.num_workers, keep=in_memory
   )

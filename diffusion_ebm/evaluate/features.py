@@ -4,13 +4,11 @@ from collections.abc import Callable
 import dataclasses
 import os
 from typing import Any
-import zipfile
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import parallel
+from diffusion_ebm import npz, parallel
 from diffusion_ebm.errors import UserError
 from diffusion_ebm.evaluate import classifier, inception, inception_weights
 
@@ -104,9 +102,8 @@ def small_classifier(source, test_source, path: str) -> Extractor:
 
 def _load(path):
   try:
-    with np.load(path, allow_pickle=False) as file:
-      return dict(file)
-  except (FileNotFoundError, ValueError, zipfile.BadZipFile):
+    return npz.read(path)
+  except (OSError, ValueError):
     return None
 
 
@@ -124,7 +121,7 @@ def compile_extractor(extractor: Extractor, shape, vector: bool, batch_size: int
     logits None where there are no classes. It raises a `UserError` for examples of another type or shape, and for
     values that are not finite.
   """
-  devices = jax.local_device_count()
+  devices = parallel.num_devices()
   batch_size = -(-batch_size // devices) * devices
   dtype = np.dtype(np.float32 if vector else np.uint8)
   params = parallel.replicate(extractor.params)

@@ -4,6 +4,7 @@ import collections
 import hashlib
 import io
 import logging
+import math
 import os
 import pickle
 import urllib.request
@@ -21,6 +22,8 @@ NAME = 'pt_inception-2015-12-05-6726825d.pth'
 URL = f'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}'
 SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
 _BYTES = 95_628_359
+
+_MAX_BYTES = 4 * _BYTES  # no file of these weights is larger, unpacked
 
 _EPSILON = 1e-3  # of the batch normalisation
 _CHUNK = 2**20
@@ -55,7 +58,7 @@ def _download(path):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with urllib.request.urlopen(URL, timeout=30) as response, open(partial, 'wb') as file:
       progress = Progress('downloading the Inception weights', _BYTES, unit='byte')
-      while chunk := response.read(_CHUNK):
+      while (chunk := response.read(_CHUNK)) and file.tell() <= _BYTES:  # more would be something else
         file.write(chunk)
         progress.update(len(chunk))
         progress.line(always=False)
@@ -92,9 +95,9 @@ def load(path: str):
   """
   try:
     return from_arrays(read_torch(path))
-  except (OSError, EOFError, KeyError, IndexError, TypeError, ValueError, AttributeError, pickle.UnpicklingError,
-          zipfile.BadZipFile) as error:
-    raise UserError(f'{path} cannot be read as Inception weights ({error}): it should be a copy of {URL}') from error
+  except Exception as error:  # a damaged file may lead to anything
+    cause = ' '.join(f'{error}'.split())[:300] or type(error).__name__
+    raise UserError(f'{path} cannot be read as Inception weights ({cause}): it should be a copy of {URL}') from error
 
 
 def from_arrays(arrays: dict[str, np.ndarray]):
@@ -131,10 +134,13 @@ def read_torch(path: str) -> dict[str, np.ndarray]:
 
   Raises:
     pickle.UnpicklingError: the pickle calls anything else.
-    ValueError: it is another kind of file.
+    ValueError: it is another kind of file, or too large.
+    Exception: of any kind, where the file is damaged.
   """
+  _check_size(os.path.getsize(path))
   if zipfile.is_zipfile(path):
     with zipfile.ZipFile(path) as archive:
+      _check_size(sum(entry.file_size for entry in archive.infolist()))
       pickled = next((name for name in archive.namelist() if name.endswith('/data.pkl')), None)
       if pickled is None:
         raise ValueError('a zip without data.pkl')
@@ -150,9 +156,15 @@ def read_torch(path: str) -> dict[str, np.ndarray]:
     tensors = unpickler.load()
     storages = {}
     for key in _Unpickler(file).load():
-      count = int.from_bytes(file.read(8), 'little')
-      storages[key] = file.read(count * np.dtype(unpickler.dtypes[key]).itemsize)
+      size = int.from_bytes(file.read(8), 'little') * np.dtype(unpickler.dtypes[key]).itemsize
+      _check_size(size)
+      storages[key] = file.read(size)
     return _resolve(tensors, lambda storage: storages[storage.key])
+
+
+def _check_size(size):
+  if size > _MAX_BYTES:
+    raise ValueError(f'{size} bytes are more than {_MAX_BYTES}')
 
 
 _Storage = collections.namedtuple('_Storage', ['key', 'dtype'])
@@ -191,6 +203,8 @@ def _resolve(tensors, read):
   for name, tensor in tensors.items():
     values = np.frombuffer(read(tensor.storage), tensor.storage.dtype)
     size = values.itemsize
+    if math.prod(tensor.shape) > len(values):
+      raise ValueError(f'{name} is larger than its storage')
     end = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)) + 1
     if any(n < 0 for n in (tensor.offset, *tensor.shape, *tensor.strides)) or end > len(values):
       raise ValueError(f'{name} reaches beyond its storage')

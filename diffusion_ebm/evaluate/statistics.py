@@ -4,10 +4,10 @@ import dataclasses
 import hashlib
 import json
 import os
-import zipfile
 
 import numpy as np
 
+from diffusion_ebm import npz
 from diffusion_ebm.errors import UserError
 from diffusion_ebm.evaluate import scores
 from diffusion_ebm.progress import Progress
@@ -87,10 +87,10 @@ def save(statistics: Statistics, path: str):
 def load(path: str) -> Statistics | None:
   """Reads a file of `save`; None if there is none."""
   try:
-    with np.load(path, allow_pickle=False) as file:
-      return Statistics(file['mean'], file['covariance'], int(file['count']), file['index'], file['features'],
-                        file.get('logits'))
-  except (FileNotFoundError, zipfile.BadZipFile, ValueError, KeyError):  # what is damaged is computed again
+    file = npz.read(path)
+    return Statistics(file['mean'], file['covariance'], int(file['count']), file['index'], file['features'],
+                      file.get('logits'))
+  except (OSError, ValueError, KeyError, TypeError):  # what is damaged is computed again
     return None
 
 
@@ -109,9 +109,9 @@ def load_given(path: str, dim: int) -> tuple[np.ndarray, np.ndarray]:
   """
   name = f'--config.eval.statistics={path}'
   try:
-    with np.load(path, allow_pickle=False) as file:
-      mean, covariance = (np.asarray(file[key], np.float64) for key in ('mu', 'sigma'))
-  except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    file = npz.read(path)
+    mean, covariance = (np.asarray(file[key], np.float64) for key in ('mu', 'sigma'))
+  except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(f'{name} cannot be read ({error}): give a .npz with the arrays mu and sigma') from error
   if mean.shape != (dim,) or covariance.shape != (dim, dim):
     raise UserError(f'{name} is for other features: mu is {mean.shape} and sigma {covariance.shape}, but the features '

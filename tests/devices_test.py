@@ -1,0 +1,149 @@
+"""The same answer on any number of devices and processes."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+
+from absl.testing import absltest
+import jax
+import numpy as np
+
+from diffusion_ebm import checkpoints
+from diffusion_ebm import config as config_lib
+from tests import forks, testing
+
+NUM_STEPS, HALF = 20, 10
+# Sums over the devices round differently, and training amplifies it; measured: 6e-6 of an array's largest element
+# after 20 steps.
+TOLERANCE = 1e-5
+
+
+def config():
+  return testing.digits_config(num_steps=NUM_STEPS, checkpoint_every=HALF, sample_every=NUM_STEPS, log_every=5)
+
+
+def free_port():
+  with socket.socket() as found:
+    found.bind(('127.0.0.1', 0))
+    return found.getsockname()[1]
+
+
+def of_two(*args, **changes):
+  """The command lines of two processes with two devices each, on the loopback address."""
+  address = f'127.0.0.1:{free_port()}'
+  return [{'args': [*args, f'--coordinator={address}', '--num_processes=2', f'--process_id={i}'], 'devices': 2} | (
+      changes if i == 1 else {}) for i in range(2)]
+
+
+class DevicesTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    """Trains on 1, 2, 4 and 8 devices, in folders of these names."""
+    super().setUpClass()
+    cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+    result = subprocess.run(
+        [sys.executable, '-c', 'import sys; from tests import testing; testing.train_on_devices(*sys.argv[1:])',
+         cls.folder, str(NUM_STEPS)], cwd=testing.ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {'XLA_FLAGS': forks.xla_flags(8), 'JAX_PLATFORMS': 'cpu'})
+    if result.returncode:
+      raise AssertionError(result.stderr)
+    cls.output = result.stdout
+
+  def copied(self, devices, up_to=NUM_STEPS):
+    """A copy of the run on so many devices, as it was at a step."""
+    workdir = os.path.join(self.enterContext(tempfile.TemporaryDirectory()), 'run')
+    shutil.copytree(os.path.join(self.folder, str(devices)), workdir)
+    for step in checkpoints.steps(workdir):
+      if step > up_to:
+        shutil.rmtree(os.path.join(checkpoints.directory(workdir), str(step)))
+    return workdir
+
+  def assert_same(self, workdir, other, step=NUM_STEPS):
+    (ours, read), (theirs, _) = (testing.restore(config(), each, step) for each in (workdir, other))
+    self.assertEqual((int(ours.step), read), (step, step))
+    for tree in ('params', 'ema_params', 'opt_state', 'spectral'):
+      jax.tree.map(
+          lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE * np.max(np.abs(b))),
+          getattr(ours, tree), getattr(theirs, tree))
+
+  def assert_same_samples(self, one, two):
+    one, two = (np.load(os.path.join(workdir, 'samples', f'samples_{NUM_STEPS}.npz'))['samples'].astype(int)
+                for workdir in (one, two))
+    self.assertEqual(one.shape, (5, 8, 8, 1))
+    self.assertGreater(one.std(), 10)
+    self.assertLessEqual(np.max(np.abs(one - two)), 1)  # a value on the edge may round to either side
+    self.assertLess(np.mean(one != two), 0.02)
+
+  def assert_codes(self, results, *codes):
+    self.assertEqual([code for code, _ in results], list(codes), '\n'.join(text for _, text in results))
+
+  def test_parameters_and_samples_are_the_same_on_1_2_4_and_8_devices(self):
+    self.assertEqual(self.output.split(), ['1', '2', '4', '8'])
+    for devices in ('2', '4', '8'):
+      with self.subTest(devices):
+        one, many = os.path.join(self.folder, '1'), os.path.join(self.folder, devices)
+        self.assert_same(many, one)
+        self.assert_same_samples(many, one)
+
+  def test_two_processes_are_as_one_and_continue_each_others_checkpoints(self):
+    # Two processes, of which one is told to stop half way; then one process with four devices; and the other way.
+    two_then_one = os.path.join(self.enterContext(tempfile.TemporaryDirectory()), 'run')
+    one_then_two = self.copied(4, HALF)
+    os.mkdir(two_then_one)
+    config_lib.save(config_lib.resolve(config()), two_then_one)
+    first, finished, drawn = forks.run([
+        of_two(f'--workdir={two_then_one}', term_at=HALF - 2),
+        [{'args': [f'--workdir={two_then_one}'], 'devices': 4}, *of_two(f'--workdir={one_then_two}')],
+        of_two(f'--workdir={one_then_two}', '--mode=sample', '--num_samples=5')])
+    self.assert_codes(first, 143, 143)
+    stopped = [re.search(r'error: stopped at step (\d+), which is saved', text) for _, text in first]
+    self.assertTrue(all(stopped), first)
+    self.assertEqual(*(match[1] for match in stopped))
+    self.assertIn(int(stopped[0][1]), range(HALF - 2, NUM_STEPS))
+    self.assert_codes(finished, 0, 0, 0)
+    self.assertIn(f'going on from step {stopped[0][1]}\n', finished[0][1])
+    four = os.path.join(self.folder, '4')
+    self.assert_same(two_then_one, four)
+    self.assert_same(one_then_two, four)
+    self.assert_codes(drawn, 0, 0)
+    self.assert_same_samples(one_then_two, four)
+
+    # Logs, metrics and pictures are those of one process.
+    for _, text in (first[1], finished[2], drawn[1]):
+      self.assertNotIn('loss', text)
+      self.assertNotIn('compil', text)
+    for workdir in (two_then_one, one_then_two):
+      self.assertEqual([record['step'] for record in testing.records(workdir)], [5, 10, 15, 20])
+    self.assertLen(os.listdir(os.path.join(two_then_one, 'samples')), 1)
+
+  def test_what_one_process_refuses_ends_all(self):
+    workdir = os.path.join(self.enterContext(tempfile.TemporaryDirectory()), 'run')
+    digits = [f'--workdir={workdir}', '--config=configs/digits.py']
+    images = [f'--workdir={workdir}', '--config=configs/images.py']
+    address = [f'--coordinator=127.0.0.1:{free_port()}', '--num_processes=2', '--process_id=0']
+    other, missing, (alone, incomplete, evaluating) = forks.run([
+        [{**command, 'args': command['args'] + [f'--config.seed={i}']} for i, command in enumerate(of_two(*digits))],
+        [{**command, 'args': command['args'] + [f'--config.data.path={self.folder if i else "nowhere"}']}
+         for i, command in enumerate(of_two(*images))],
+        [{'args': [*digits, '--num_processes=2', '--process_id=0']}, {'args': [*digits, *address[:2]]},
+         {'args': [*digits, *address, '--mode=eval']}]])
+    for result, message in (
+        (other, 'process 1 has another configuration than process 0'), (missing, 'nowhere does not exist')):
+      self.assert_codes(result, 2, 2)
+      for _, text in result:
+        self.assertRegex(text, message)
+    for (code, text), name in ((alone, '--coordinator'), (incomplete, '--process_id')):
+      self.assertEqual(code, 2)
+      self.assertRegex(text, rf'\Aerror: .* go together; missing: {name}\n\Z')
+    self.assertEqual(
+        evaluating, (2, 'error: --mode=eval runs in one process: leave --distributed and --coordinator out\n'))
+    self.assertFalse(os.path.exists(workdir))
+
+
+if __name__ == '__main__':
+  absltest.main()
