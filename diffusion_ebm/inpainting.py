@@ -6,9 +6,10 @@ hidden part of `y_t` is drawn from `p(y_t | x_{t+1})` with the known part held a
 (Noise drawn anew at each level would not do: `x_t` and `x_{t+1}` of the known part would not be neighbours.)
 
 One way down draws `x_t` of the hidden part given the known part at levels t and beyond, not given the image that is
-known; what was decided under much noise stays. `num_repeats` mends that: after each chain the whole of `x_t` is diffused
-to `x_{t+1}` again and the chain repeated. The two are a Gibbs sampler of `(hidden x_t, x_{t+1})` given the known `x_t`:
-many repeats, with chains that converge, draw from the model's exact conditional `p(hidden x_0 | known x_0)`.
+known; what was decided under much noise stays. `num_repeats` mends that: after each chain the whole of `x_t` is
+diffused to `x_{t+1}` again and the chain repeated. The two are a Gibbs sampler of `(hidden x_t, x_{t+1})` given the
+known `x_t`: many repeats, with chains that converge, draw from the model's exact conditional
+`p(hidden x_0 | known x_0)`.
 
 Source: Gao et al. 2021, section 4 (inpainting); repeats as in Lugmayr et al. 2022, RePaint, algorithm 1.
 """
@@ -60,21 +61,18 @@ def sample_hidden(levels: recovery.Levels, f, x_next, known, mask, t, noise_fn, 
     known: the known part of `x_t`; the hidden part does not count; like `x_next`.
     mask: True where hidden, like `x_next`.
     t: levels, int (B,) in 0..T-1.
-    noise_fn: the noise of each step, as in `langevin.unadjusted_chain`.
-    num_steps: K.
+    noise_fn: the noise of each step, as in `recovery.sample_conditional`.
+    num_steps: K, likewise.
 
   Returns:
     `x_t`, like `x_next`; where known, `known`.
   """
-  def score(y):
-    gradient = jax.grad(lambda y: jnp.sum(recovery.conditional_log_density(levels, f, y, x_next, t)))(y)
-    return jnp.where(mask, gradient, 0)
-
   a = at(levels.noise.a_y[1:], t, x_next)
-  step_size = at(np.sqrt(levels.step_variance), t, x_next)
-  y = langevin.unadjusted_chain(
-      score, jnp.where(mask, x_next, a * known), step_size, lambda k: jnp.where(mask, noise_fn(k), 0), num_steps)
-  return jnp.where(mask, y / a, known)
+  # The chain of all pixels, on an energy that sees the known part alone where it is known: what the chain does there
+  # has no effect, and the quadratic term falls apart into pixels.
+  x = recovery.sample_conditional(
+      levels, lambda y: f(jnp.where(mask, y, a * known)), x_next, t, noise_fn, num_steps)
+  return jnp.where(mask, x, known)
 
 
 def inpaint(
