@@ -9,9 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import energy, generate, inpainting, interpolation, langevin, marginal, noise_levels, recovery
+from diffusion_ebm import (
+  energy,
+  generate,
+  inpainting,
+  interpolation,
+  langevin,
+  marginal,
+  noise_levels,
+  recovery,
+  sampling,
+  train_step,
+  trained,
+)
 from diffusion_ebm import model as model_lib
-from diffusion_ebm import sampling, train_step, trained
 from diffusion_ebm.energy import spectral_norm
 from diffusion_ebm.errors import UserError
 

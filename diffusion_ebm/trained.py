@@ -77,8 +77,8 @@ def log_z(workdir: str, step: int, num_models: int):
     if results['step'] != step:
       return None
     values = np.full(num_models, np.nan)
-    for level, value in results['log_z'].items():
-      values[int(level)] = value
+    for entry in results['log_z']:
+      values[entry['level']] = entry['log_z']
   except FileNotFoundError:
     return None
   except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
