@@ -44,7 +44,7 @@ def make_mask(name: str, shape, seed: int = 0) -> np.ndarray:
   masks = {
       'left': column < width // 2, 'right': column >= width - width // 2,
       'top': row < height // 2, 'bottom': row >= height - height // 2,
-      'centre': (abs(2 * row + 1 - height) < height / 2) & (abs(2 * column + 1 - width) < width / 2),
+      'centre': (abs(2 * row + 1 - height) <= height / 2) & (abs(2 * column + 1 - width) <= width / 2),
       'random': np.random.default_rng(seed).random((height, width)) < 0.5}
   if name not in masks:
     raise ValueError(f'mask is {name!r}, not one of {", ".join(MASKS)}')

@@ -56,6 +56,12 @@ def check_at_least(name: str, value: int, low: int = 1):
     raise UserError(f'--{name} is {value}, but must be at least {low}')
 
 
+def check_finite(x: np.ndarray, step: int):
+  """Raises a `UserError` for results that hold NaN or infinity."""
+  if not np.all(np.isfinite(x)):
+    raise UserError(f'the chains diverged at step {step}: try another --step or a smaller --config.sampling.step_size')
+
+
 def log_z(workdir: str, step: int, num_models: int):
   """What `--mode=density` has found of a checkpoint.
 

@@ -4,13 +4,38 @@ import json
 import os
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from configs import digits, toy2d
-from diffusion_ebm import checkpoints, sample, train
+from diffusion_ebm import checkpoints, inpaint, interpolate, ood, sample, train
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+class GaussianNetwork:
+  """A stand-in for a network: exact energies of Gaussian data of mean zero."""
+
+  def __init__(self, levels, covariance):
+    """Takes the levels and the data's covariance, (D, D)."""
+    noise, eye = levels.noise, np.eye(len(covariance))
+    self.covariance = np.stack([  # of y_t, (T, D, D)
+        noise.a_y[t + 1]**2 * (noise.a_cum[t]**2 * np.asarray(covariance) + noise.sigma_cum[t]**2 * eye)
+        for t in range(levels.num_models)])
+    self._precision = levels.step_variance[:, None, None] * np.linalg.inv(self.covariance)
+
+  def apply(self, variables, *args, method):
+    del variables
+    if method == 'embed':
+      return jnp.asarray(self._precision, jnp.float32)[args[0]]
+    y, precision, _ = args
+    return -0.5 * jnp.einsum('bi,bij,bj->b', y, precision, y)
+
+  def log_z(self):
+    """Log of the normaliser of `exp(f / s_t^2)`, (T,)."""
+    return 0.5 * np.linalg.slogdet(2 * np.pi * self.covariance)[1]
 
 
 def digits_config(**changes):
@@ -77,4 +102,13 @@ def train_and_sample(workdir):
   """For a process of its own: the number of devices is fixed when JAX starts."""
   train.train(digits_config(), workdir)
   sample.sample(digits_config(), workdir, 5, 0)
+  print(jax.device_count(), 'devices')
+
+
+def sample_and_more(workdir):
+  """Likewise: all that is done with a trained model."""
+  config = digits_config()
+  inpaint.inpaint(config, workdir, 'top', '', 3, 2, 2, 0)
+  interpolate.interpolate(config, workdir, 2, 3, 0)
+  ood.ood(config, workdir, ['noise', 'shuffle'], 50, 0)
   print(jax.device_count(), 'devices')

@@ -9,7 +9,7 @@ import zipfile
 from diffusion_ebm.data.decode import MAX_BYTES
 from diffusion_ebm.errors import UserError
 
-_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
 
 
 class Files(NamedTuple):
@@ -57,7 +57,7 @@ def list_images(path):
 def _is_image(name):
   parts = name.split('/')
   hidden = any(part.startswith('.') or part == '__MACOSX' for part in parts)
-  return not hidden and name.lower().endswith(_SUFFIXES)
+  return not hidden and name.lower().endswith(SUFFIXES)
 
 
 def _refuse(error):
