@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 
 # Keeps the random numbers apart from those of samples.
 _STREAM = 0x1A7
+_MAX_COMPLETIONS = 1024
 _NUM_SHOWN = 12
 # Data on which a small classifier says something.
 _CLASSIFIED = ('digits', 'mnist')
@@ -53,6 +54,8 @@ def inpaint(
   trained.check_images(config, 'inpaint')
   for name, value in (('num_samples', num_images), ('completions', num_completions), ('repeats', num_repeats)):
     trained.check_at_least(name, value)
+  if num_completions > _MAX_COMPLETIONS:
+    raise UserError(f'--completions is {num_completions}, but must be at most {_MAX_COMPLETIONS}')
   trained.check_seed(seed)
   size = config.data.image_size
   name, hidden = _load_mask(mask, (size, size), seed)
@@ -71,7 +74,7 @@ def inpaint(
         model.levels, model.network, weights, keys, x, mask, generate.generation_steps(config),
         config.sampling.noise_scale, num_repeats, config.sampling.denoise)
 
-  numbers = (index[:, None] * 2**10 + np.arange(num_completions)).ravel().astype(np.int32)
+  numbers = (index[:, None] * _MAX_COMPLETIONS + np.arange(num_completions)).ravel().astype(np.int32)
   _log.info('compiling the sampler')
   progress = Progress(f'inpainting at step {step}', len(x), unit='completion')
   drawn = generate.Mapped(draw, min(len(x), config.sampling.batch_size))(weights, numbers, x, masks, progress=progress)
