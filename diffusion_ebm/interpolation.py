@@ -4,10 +4,14 @@ A sample is a deterministic map (`sampling.descend`) of white noise and of the n
 mixed on the sphere with the same weights, `cos(pi u / 2)` and `sin(pi u / 2)`: independent standard normal noise stays
 standard normal, so each image in between is distributed as a sample.
 
+The map is continuous but steep where a chain goes over from one mode to another: frames at equal fractions jump there.
+`halfway` and `even_fractions` find fractions whose images are equally far apart.
+
 Source: Gao et al. 2021, section 4 (interpolation).
 """
 
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_ebm import recovery, sampling
 
@@ -54,3 +58,41 @@ def interpolate(
 
   white = mix(white_a, white_b, fraction)
   return sampling.descend(levels, network, weights, white, noise, num_steps, denoised=denoised)[0]
+
+
+def path_lengths(images: np.ndarray) -> np.ndarray:
+  """Root mean square differences of neighbours: (S, F, ...) to (S, F - 1), in the images' units."""
+  difference = np.diff(images.astype(np.float64), axis=1)
+  return np.sqrt(np.mean(difference**2, axis=tuple(range(2, images.ndim))))
+
+
+def halfway(fractions: np.ndarray, lengths: np.ndarray, n: int) -> np.ndarray:
+  """The middles of the n longest pieces of each path.
+
+  Args:
+    fractions: (S, F), rising.
+    lengths: of `path_lengths` there, (S, F - 1).
+    n: at most F - 1.
+
+  Returns:
+    (S, n).
+  """
+  longest = np.argsort(-lengths, axis=1, kind='stable')[:, :n]
+  middles = 0.5 * (fractions[:, 1:] + fractions[:, :-1])
+  return np.take_along_axis(middles, longest, axis=1)
+
+
+def even_fractions(fractions: np.ndarray, lengths: np.ndarray, n: int) -> np.ndarray:
+  """Fractions at equal distances along each path.
+
+  Args:
+    fractions: (S, F), rising.
+    lengths: of `path_lengths` there, (S, F - 1).
+    n: how many, with both ends.
+
+  Returns:
+    (S, n), the first and the last those of `fractions`.
+  """
+  # Paths that stand still for a while would have no inverse.
+  along = np.cumsum(np.pad(lengths + 1e-9, ((0, 0), (1, 0))), axis=1)
+  return np.stack([np.interp(np.linspace(0, a[-1], n), a, f) for a, f in zip(along, fractions, strict=True)])

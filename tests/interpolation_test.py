@@ -41,6 +41,27 @@ class InterpolationTest(absltest.TestCase):
     np.testing.assert_array_equal(interpolation.mix(a, b, jnp.zeros(1)), a)
     np.testing.assert_array_equal(interpolation.mix(a, b, jnp.ones(1)), b)
 
+  def test_path_lengths_are_root_mean_squares(self):
+    strips = np.zeros((1, 3, 2, 2, 1), np.uint8)
+    strips[0, 1], strips[0, 2, 0] = 3, 9
+    np.testing.assert_allclose(interpolation.path_lengths(strips), [[3, np.sqrt((2 * 6**2 + 2 * 3**2) / 4)]])
+
+  def test_a_steep_path_is_refined_where_it_is_steep_and_its_frames_are_evenly_apart(self):
+    def path(u):  # rises by 0.9 within 0.02
+      return np.where(u < 0.5, 0.1 * u, 0.1 * u + 0.9 * np.clip((u - 0.5) / 0.02, 0, 1))[..., None]
+
+    u = np.tile(np.linspace(0, 1, 9), (2, 1))
+    self.assertGreater(np.max(interpolation.path_lengths(path(u))), 0.9)
+    for _ in range(5):
+      u = np.sort(np.concatenate([u, interpolation.halfway(u, interpolation.path_lengths(path(u)), 4)], 1))
+    even = interpolation.even_fractions(u, interpolation.path_lengths(path(u)), 9)
+    np.testing.assert_array_equal(even[:, [0, -1]], [[0, 1]] * 2)
+    np.testing.assert_allclose(interpolation.path_lengths(path(even)), 1 / 8, rtol=0.15)
+
+  def test_a_path_that_stands_still_keeps_its_fractions_in_order(self):
+    even = interpolation.even_fractions(np.array([[0, 0.25, 1]]), np.zeros((1, 2)), 3)
+    self.assertTrue(np.all(np.diff(even) > 0))
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -11,7 +11,7 @@ from absl.testing import absltest
 import numpy as np
 from PIL import Image
 
-from diffusion_ebm import inpaint, interpolate, ood, sample
+from diffusion_ebm import inpaint, interpolate, interpolation, ood, sample
 from diffusion_ebm.errors import UserError
 from diffusion_ebm.evaluate import classifier
 from tests import testing
@@ -120,16 +120,11 @@ class ModesTest(absltest.TestCase):
     self.assert_close(interpolate.interpolate(self.config(batch_size=3), self.workdir, 2, 4, 0), strips)
     with open(os.path.join(self.workdir, 'interpolation', 'interpolation_7.json'), encoding='utf-8') as file:
       written = json.load(file)
-    steps = interpolate.step_sizes(strips)
+    steps = interpolation.path_lengths(strips)
     np.testing.assert_allclose(written['largest_step'], steps.max(1))
     np.testing.assert_allclose(written['median_step'], np.median(steps, 1))
     with Image.open(os.path.join(self.workdir, 'interpolation', 'interpolation_7.png')) as picture:
       self.assertEqual(picture.size, (4 * 42, 2 * 42))
-
-  def test_steps_are_root_mean_squares(self):
-    strips = np.zeros((1, 3, 2, 2, 1), np.uint8)
-    strips[0, 1], strips[0, 2, 0] = 3, 9
-    np.testing.assert_allclose(interpolate.step_sizes(strips), [[3, np.sqrt((2 * 6**2 + 2 * 3**2) / 4)]])
 
   def test_too_few_frames_or_strips_are_refused(self):
     for args, message in (((0, 4, 0), '--num_samples is 0'), ((2, 1, 0), '--frames is 1'), ((2, 4, -1), '--seed')):
