@@ -18,7 +18,7 @@ MAIN = os.path.join(testing.ROOT, 'main.py')
 _FORKS = '''
 import json, os, runpy, sys
 from ml_collections import config_flags
-from diffusion_ebm import evaluation, sample, train
+from diffusion_ebm import evaluation, inpaint, interpolate, ood, sample, train
 for args in json.loads(sys.argv[1]):
   read, write = os.pipe()
   if not os.fork():
@@ -75,6 +75,12 @@ class WrongTest(absltest.TestCase):
         ([workdir, digits, '--mode=sample'], r'/run has no checkpoint: train first'),
         ([f'--workdir={self.folder}/empty', '--mode=sample'], r'/empty has no checkpoint: train first'),
         ([workdir, digits, '--mode=sample', '--num_samples=0'], r'--num_samples is 0'),
+        ([workdir, digits, '--mask=left'], r'--mask is for --mode=inpaint, not for --mode=train'),
+        ([workdir, digits, '--mode=inpaint', '--frames=3'], r'--frames is for --mode=interpolate'),
+        ([workdir, digits, '--mode=inpaint', '--mask=middle'], r'--mask=middle is neither a file nor one of left'),
+        ([workdir, digits, '--mode=interpolate'], r'/run has no checkpoint: train first'),
+        ([workdir, digits, '--mode=ood', '--against='], r'--against names nothing'),
+        ([workdir, digits, '--mode=ood', '--seed=-1'], r'--seed is -1'),
         ([workdir, digits, '--mode=eval'], r'/run holds no run: train first'),
         ([workdir, digits, '--mode=eval', '--num_samples=9'], r'set --config\.eval\.num_samples')]
     before = testing.contents(self.folder), os.listdir(self.folder)
