@@ -12,8 +12,8 @@ from diffusion_ebm import model as model_lib
 from diffusion_ebm.errors import UserError
 
 
-def load(config, workdir: str, step: int | None = None):
-  """Reads a checkpoint for generation.
+def restore(config, workdir: str, step: int | None = None):
+  """Reads a checkpoint.
 
   Args:
     config: the configuration; the `train` section and how samples are drawn need not be the workdir's.
@@ -21,8 +21,8 @@ def load(config, workdir: str, step: int | None = None):
     step: the checkpoint's, or None for the newest.
 
   Returns:
-    `(config, model, weights, step)`: the resolved configuration, the parts of `diffusion_ebm.model.build`, the averaged
-    and normalised parameters on all devices, and the checkpoint's step.
+    `(config, model, state)`: the resolved configuration, the parts of `diffusion_ebm.model.build`, and the state, on
+    all devices.
 
   Raises:
     UserError: something that the user can mend.
@@ -34,8 +34,18 @@ def load(config, workdir: str, step: int | None = None):
   model = model_lib.build(config)
   state, _ = checkpoints.restore(manager, model.state, step)
   manager.close()
-  weights = parallel.replicate(jax.jit(generate.ema_weights)(state))
-  return config, model, weights, int(state.step)
+  return config, model, state
+
+
+def load(config, workdir: str, step: int | None = None):
+  """Reads a checkpoint for generation alone; arguments and errors as of `restore`.
+
+  Returns:
+    `(config, model, weights, step)`: the averaged and normalised parameters, on all devices, in place of the state, and
+    the checkpoint's step.
+  """
+  config, model, state = restore(config, workdir, step)
+  return config, model, parallel.replicate(jax.jit(generate.ema_weights)(state)), int(state.step)
 
 
 def check_seed(seed: int):
