@@ -18,7 +18,7 @@ from diffusion_ebm.progress import Progress
 _log = logging.getLogger(__name__)
 
 _STREAM = 0x00D
-_NUM_NOISES = 8
+_NUM_NOISES, _NUM_SHOWN = 8, 16
 # The combination of levels needs more examples than there are levels.
 _MIN_TRAIN = 50
 
@@ -27,8 +27,8 @@ def ood(config, workdir: str, against: list[str], num_examples: int, seed: int, 
   """Measures how well energies tell other images from the test split.
 
   An image's statistic at level t is the log density of the image diffused to that level, averaged over eight noises
-  that all images share. Writes to `ood/` in the workdir: `ood_STEP.json`, `ood_STEP.md` (tables) and `ood_STEP.png`
-  (histograms, and the first images of each set).
+  that all images share. Writes to `ood/` in the workdir: `ood_STEP.json`, `ood_STEP.md` (tables), `ood_STEP.png`
+  (histograms) and `ood_STEP_sets.png` (the first images of each set, a row for each).
 
   Args:
     config: the configuration; the `train` section and how samples are drawn need not be the workdir's.
@@ -99,13 +99,17 @@ def ood(config, workdir: str, against: list[str], num_examples: int, seed: int, 
           name: {str(t): None if np.isnan(v) else float(v) for t, v in zip(shown, part.mean(0) - shift, strict=True)}
           for name, part in values.items()},
       'results': {f'{level}, {kind}': row for (level, kind), row in results.items()}}
-  _write(os.path.join(folder, f'ood_{step}'), record, results, values, names)
+  base = os.path.join(folder, f'ood_{step}')
+  _write(base, record, results, values, names)
+  columns = min(_NUM_SHOWN, *map(len, sets.values()))
+  rows = np.concatenate([images[:columns] for images in sets.values()])
+  pictures.save_png(base + '_sets.png', pictures.image_grid(rows, columns))
   for name in against:
     name = os.path.basename(name.rstrip(os.sep)) or name
     best = max(results, key=lambda key, name=name: results[key][name]['auroc'])
     _log.info('%s: AUROC %.3f at best (%s), %.3f for the sum, %.3f for Mahalanobis', name, results[best][name]['auroc'],
               ', '.join(best), *(results['all levels', kind][name]['auroc'] for kind in ('sum', 'Mahalanobis')))
-  _log.info('tables in %s.md, histograms beside it', os.path.join(folder, f'ood_{step}'))
+  _log.info('tables in %s.md, histograms beside it', base)
   return record
 
 

@@ -148,6 +148,8 @@ class ModesTest(absltest.TestCase):
     self.assertGreater(record['results']['all levels, Mahalanobis']['constant']['auroc'], 0.9)
     with open(os.path.join(self.workdir, 'ood', 'ood_7.md'), encoding='utf-8') as file:
       self.assertEqual(sum(line.startswith('| level ') for line in file), 3 * (1 + 6 * 2))
+    with Image.open(os.path.join(self.workdir, 'ood', 'ood_7_sets.png')) as picture:
+      self.assertEqual(picture.size, (16 * 42, 3 * 42))
     again = self.ood(['noise', 'constant'], batch_size=7)
     for name, of_level in record['mean_log_density'].items():
       np.testing.assert_allclose(
