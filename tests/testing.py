@@ -11,6 +11,7 @@ from configs import digits, toy2d
 from diffusion_ebm import checkpoints, inpaint, interpolate, ood, sample, train
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
+from diffusion_ebm.evaluate import classifier
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -108,6 +109,7 @@ def train_and_sample(workdir):
 def sample_and_more(workdir):
   """Likewise: all that is done with a trained model."""
   config = digits_config()
+  classifier._STEPS = 5
   inpaint.inpaint(config, workdir, 'top', '', 3, 2, 2, 0)
   interpolate.interpolate(config, workdir, 2, 3, 0)
   ood.ood(config, workdir, ['noise', 'shuffle'], 50, 0)
