@@ -109,16 +109,15 @@ def inpaint(
     known = noise_levels.posterior(levels.noise, image, x_next, level, known_eps(t))
     level_keys = fold(chain_keys, t)
 
-    def chain(x_next, repeat):
+    def chain_and_back(carry, repeat):
       noise = langevin.normal_noise(fold(level_keys, repeat), shape, noise_scale)
-      return sample_hidden(levels, f, x_next, known, mask, level, noise, num_steps)
-
-    def again(x, repeat):
-      eps = again_eps(t * num_repeats + repeat)
+      x = sample_hidden(levels, f, carry[0], known, mask, level, noise, num_steps)
+      eps = again_eps(t * num_repeats + repeat + 1)
       x_next = at(levels.noise.a, level + 1, x) * x + at(levels.noise.sigma, level + 1, x) * eps
-      return chain(x_next, repeat), None
+      return (x_next, x), None
 
-    return lax.scan(again, chain(x_next, 0), jnp.arange(1, num_repeats))[0], None
+    (_, x), _ = lax.scan(chain_and_back, (x_next, x_next), jnp.arange(num_repeats))
+    return x, None
 
   start = noise_levels.diffuse(levels.noise, image, jnp.full(len(image), top), known_eps(top))
   white = langevin.normal_noise(keys, shape)(top)
