@@ -1,6 +1,7 @@
 """Tiny runs for the tests of the jobs."""
 
 import json
+import logging
 import os
 
 import jax
@@ -110,6 +111,7 @@ def sample_and_more(workdir):
   """Likewise: all that is done with a trained model."""
   config = digits_config()
   classifier._STEPS = 5
+  logging.basicConfig(level=logging.INFO)
   inpaint.inpaint(config, workdir, 'top', '', 3, 2, 2, 0)
   interpolate.interpolate(config, workdir, 2, 3, 0)
   ood.ood(config, workdir, ['noise', 'shuffle'], 50, 0)
