@@ -111,7 +111,7 @@ def sample_and_more(workdir):
   """Likewise: all that is done with a trained model."""
   config = digits_config()
   classifier._STEPS = 5
-  logging.basicConfig(level=logging.INFO)
+  logging.basicConfig(level=logging.INFO, force=True)  # imports have set it up already
   inpaint.inpaint(config, workdir, 'top', '', 3, 2, 2, 0)
   interpolate.interpolate(config, workdir, 2, 3, 0)
   ood.ood(config, workdir, ['noise', 'shuffle'], 50, 0)
