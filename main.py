@@ -1,6 +1,6 @@
 """Trains and samples energy-based models by diffusion recovery likelihood.
 
-  python main.py --config=configs/cifar10.py --workdir=runs/cifar10 [--mode=train|sample|grid|eval] [--config.KEY=VALUE]
+  python main.py --config=configs/cifar10.py --workdir=runs/cifar10 [--mode=MODE] [--config.KEY=VALUE]
 """
 
 import itertools
@@ -17,19 +17,32 @@ from diffusion_ebm import compilation
 from diffusion_ebm import config as config_lib
 from diffusion_ebm.errors import UserError
 
-_MODES = ('train', 'sample', 'grid', 'eval')
+_MODES = ('train', 'sample', 'grid', 'eval', 'inpaint', 'interpolate', 'ood')
 
 _MODE = flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, samples and logs go.')
-_NUM_SAMPLES = flags.DEFINE_integer('num_samples', 64, 'sample: how many; for eval, --config.eval.num_samples.')
+_NUM_SAMPLES = flags.DEFINE_integer(
+    'num_samples', None, 'sample: how many (64); inpaint: images (8); interpolate: strips (8); ood: images of each set '
+    '(1000); for eval, --config.eval.num_samples.')
 _SEED = flags.DEFINE_integer(
-    'seed', 0, 'sample, grid: of the random numbers; training has --config.seed, eval --config.eval.seed.')
-_STEP = flags.DEFINE_integer('step', None, 'sample, grid, eval: which checkpoint; the newest by default, for eval all.')
+    'seed', 0, 'Of the random numbers; training has --config.seed, eval --config.eval.seed.')
+_STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the newest by default, for eval all.')
 _DISTRIBUTED = flags.DEFINE_boolean(
     'distributed', False, 'Several processes, found by JAX itself: TPU pods, SLURM, Open MPI, Kubernetes.')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'Several processes, by hand: HOST:PORT of process 0.')
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: how many processes.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: number of this process, from 0.')
+_MASK = flags.DEFINE_string(
+    'mask', 'left', 'inpaint: what is hidden: left, right, top, bottom, centre, random, or an image, white there.')
+_IMAGES = flags.DEFINE_string(
+    'images', '', "inpaint: a folder, a .zip, an image or a data set; the run's own test split by default.")
+_COMPLETIONS = flags.DEFINE_integer('completions', 6, 'inpaint: how many of each image.')
+_REPEATS = flags.DEFINE_integer('repeats', 4, 'inpaint: chains at each level.')
+_FRAMES = flags.DEFINE_integer('frames', 16, 'interpolate: images in a strip.')
+_AGAINST = flags.DEFINE_list(
+    'against', 'noise,inversion,shuffle,constant', 'ood: what to tell from the test split: these, data sets or paths.')
+_MODE_OF = {'mask': 'inpaint', 'images': 'inpaint', 'completions': 'inpaint', 'repeats': 'inpaint',
+            'frames': 'interpolate', 'against': 'ood'}
 
 _DEFAULT_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'configs', 'digits.py')
 
@@ -123,9 +136,16 @@ def _connect():
     logging.getLogger('diffusion_ebm').setLevel(logging.WARNING)
 
 
+def _num_samples(default: int) -> int:
+  return default if _NUM_SAMPLES.value is None else _NUM_SAMPLES.value
+
+
 def _run(config):
   if not _WORKDIR.value:
     raise UserError('--workdir is missing: name the folder for checkpoints, samples and logs')
+  for name, mode in _MODE_OF.items():
+    if flags.FLAGS[name].present and _MODE.value != mode:
+      raise UserError(f'--{name} is for --mode={mode}, not for --mode={_MODE.value}')
   compilation.use_cache()
   _connect()
   if _MODE.value == 'train':
@@ -133,7 +153,7 @@ def _run(config):
     train.train(config, _WORKDIR.value)
   elif _MODE.value == 'sample':
     from diffusion_ebm import sample
-    sample.sample(config, _WORKDIR.value, _NUM_SAMPLES.value, _SEED.value, _STEP.value)
+    sample.sample(config, _WORKDIR.value, _num_samples(64), _SEED.value, _STEP.value)
   elif _MODE.value == 'grid':
     from diffusion_ebm import grid_density
     grid_density.grid_density(config, _WORKDIR.value, _SEED.value, _STEP.value)
@@ -143,6 +163,16 @@ def _run(config):
         raise UserError(f'--{flag.name} is not for --mode=eval: set --config.eval.{flag.name}')
     from diffusion_ebm import evaluation
     evaluation.evaluate(config, _WORKDIR.value, _STEP.value)
+  elif _MODE.value == 'inpaint':
+    from diffusion_ebm import inpaint
+    inpaint.inpaint(config, _WORKDIR.value, _MASK.value, _IMAGES.value, _num_samples(8), _COMPLETIONS.value,
+                    _REPEATS.value, _SEED.value, _STEP.value)
+  elif _MODE.value == 'interpolate':
+    from diffusion_ebm import interpolate
+    interpolate.interpolate(config, _WORKDIR.value, _num_samples(8), _FRAMES.value, _SEED.value, _STEP.value)
+  elif _MODE.value == 'ood':
+    from diffusion_ebm import ood
+    ood.ood(config, _WORKDIR.value, _AGAINST.value, _num_samples(1000), _SEED.value, _STEP.value)
 
 
 def main():

@@ -1,1 +1,20 @@
-"""Energy-based models by diffusion recovery likelihood (Gao et al., ICLR 2021), in JAX and Flax."""
+"""Energy-based models by diffusion recovery likelihood (Gao et al., ICLR 2021), in JAX and Flax.
+
+`load` and `from_parameters` make a `DiffusionEBM` of a trained model; docs/api.md shows what it does.
+"""
+
+import importlib
+
+# Loaded when they are first used: importing the package alone costs nothing.
+_PUBLIC = {'DiffusionEBM': 'api', 'from_parameters': 'api', 'load': 'api', 'UserError': 'errors'}
+__all__ = tuple(_PUBLIC)  # noqa: PLE0604 (a tuple of names)
+
+
+def __getattr__(name):
+  if name not in _PUBLIC:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  return getattr(importlib.import_module(f'{__name__}.{_PUBLIC[name]}'), name)
+
+
+def __dir__():
+  return sorted({*globals(), *__all__})

@@ -16,14 +16,32 @@ _POWER_ITERATIONS = 30
 
 def ema_weights(state: train_step.TrainState):
   """The averaged parameters, normalised, as the network takes them."""
-  u = spectral_norm.iterate(state.ema_params, state.spectral, _POWER_ITERATIONS)
-  return spectral_norm.normalise(state.ema_params, u)
+  return normalised(state.ema_params, state.spectral)
+
+
+def normalised(params, u):
+  """Parameters as the network takes them, from raw ones and vectors `u` that belong to similar ones."""
+  return spectral_norm.normalise(params, spectral_norm.iterate(params, u, _POWER_ITERATIONS))
+
+
+def generation_steps(config) -> int:
+  """K in generation: Langevin steps at each level."""
+  return config.sampling.generation_steps or config.sampling.num_steps
 
 
 def sample_keys(seed: int, index, stream: int = _STREAM):
   """The key of each sample: of the seed and the sample's number, int (B,), alone."""
-  base = jax.random.fold_in(jax.random.key(seed), stream)
-  return jax.vmap(lambda i: jax.random.fold_in(base, i))(index)
+  return fold_in_each(stream_key(seed, stream), index)
+
+
+def stream_key(seed: int, stream: int = _STREAM):
+  """The key of all samples of a seed; the samples of `--mode=sample` are those of `DiffusionEBM.sample` with it."""
+  return jax.random.fold_in(jax.random.key(seed), stream)
+
+
+def fold_in_each(key, index):
+  """A key for each number of `index`, int (B,)."""
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
 class Sampler:
@@ -45,8 +63,7 @@ class Sampler:
     def draw(state, index, seed):
       return sampling.sample(
           model.levels, model.network, ema_weights(state), sample_keys(seed, index), model.shape,
-          config.sampling.generation_steps or config.sampling.num_steps, config.sampling.noise_scale, keep,
-          config.sampling.denoise)
+          generation_steps(config), config.sampling.noise_scale, keep, config.sampling.denoise)
 
     self._draw = draw
 
@@ -63,6 +80,50 @@ class Sampler:
     x, path = map(parallel.gather, self._compiled(*args))
     x = x.reshape(-1, *x.shape[2:])
     return x[:count], path.reshape(len(path), *x.shape)[:, :count]
+
+
+class Mapped:
+  """Runs a function over examples, `batch_size` at a time on all devices.
+
+  What it gives for an example must depend on that example alone: then batch size and devices do not matter.
+  """
+
+  def __init__(self, function, batch_size: int):
+    """Prepares; compilation waits for the first call.
+
+    Args:
+      function: `(weights, *parts) -> array`, where parts and array have an axis of examples first.
+      batch_size: examples at once; rounded up to a multiple of the devices.
+    """
+    devices = parallel.num_devices()
+    self._batch_size = -(-batch_size // devices) * devices
+    self._function, self._compiled = function, None
+
+  def __call__(self, weights, *arrays, progress=None) -> np.ndarray:
+    """Applies the function.
+
+    Args:
+      weights: a tree of arrays, on all devices.
+      *arrays: each with an axis of N examples first.
+      progress: a `Progress` that counts examples.
+
+    Returns:
+      (N, ...).
+    """
+    results = []
+    for first in range(0, len(arrays[0]), self._batch_size):
+      parts = [np.asarray(array[first:first + self._batch_size]) for array in arrays]
+      count = len(parts[0])
+      filled = np.arange(self._batch_size) % count
+      parts = [parallel.split(part[filled]) for part in parts]
+      if self._compiled is None:
+        self._compiled = parallel.compile_for(self._function, weights, *parts, replicated=(0,), out_axes=0)
+      result = np.asarray(self._compiled(weights, *parts))
+      results.append(result.reshape(-1, *result.shape[2:])[:count])
+      if progress is not None:
+        progress.update(count)
+        progress.line(always=first == 0)
+    return np.concatenate(results)
 
 
 def finished(x: np.ndarray) -> np.ndarray:

@@ -6,9 +6,8 @@ import os
 
 import numpy as np
 
-from diffusion_ebm import checkpoints, data, generate, pictures, sampling
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import model as model_lib
+from diffusion_ebm import data, generate, pictures, sampling, trained
 from diffusion_ebm import workdir as workdir_lib
 from diffusion_ebm.errors import UserError
 
@@ -36,15 +35,9 @@ def grid_density(config, workdir: str, seed: int, step: int | None = None) -> np
   Raises:
     UserError: something that the user can mend.
   """
-  config = config_lib.resolve(config)
-  config_lib.check(config, 1)
   if not config_lib.is_vector(config):
     raise UserError(f'--mode=grid is for two-dimensional data, not for {config.data.name}: use configs/toy2d.py')
-  config_lib.check_same_run(config, workdir, free=('seed', 'train', 'sampling.num_steps'))
-  manager = checkpoints.open_for_reading(workdir)
-  model = model_lib.build(config)
-  state, _ = checkpoints.restore(manager, model.state, step)
-  manager.close()
+  config, model, state = trained.restore(config, workdir, step)
 
   _log.info('quadrature on %d x %d points', _GRID, _GRID)
   densities = generate.grid_densities(model, config, _GRID)(state)

@@ -14,7 +14,7 @@ import numpy as np
 NUM_LEVELS = (6, 1000)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays: hashed by identity, so that jit takes it as a constant
 class NoiseLevels:
   """Constants of a diffusion with T energy-based models, t = 0 .. T-1.
 
@@ -113,3 +113,24 @@ def diffuse_pair(levels: NoiseLevels, x, t, eps_t, eps_next):
   """
   x_t = diffuse(levels, x, t, eps_t)
   return x_t, at(levels.a, t + 1, x) * x_t + at(levels.sigma, t + 1, x) * eps_next
+
+
+def posterior(levels: NoiseLevels, x, x_next, t, eps):
+  """A draw from `q(x_t | x_{t+1}, x)`: the way of known data, from the noise down.
+
+  Args:
+    levels: the noise levels.
+    x: data, (B, ...).
+    x_next: `x_{t+1}`, like `x`.
+    t: levels, int (B,) in 0..T-1.
+    eps: standard normal noise like `x`.
+
+  Returns:
+    `x_t`, like `x`.
+
+  Source: Ho et al. 2020, Denoising diffusion probabilistic models, equations 6 and 7.
+  """
+  a, a_cum = levels.a[1:], levels.a_cum[:-1]
+  step, now, after = levels.sigma[1:]**2, levels.sigma_cum[:-1]**2, levels.sigma_cum[1:]**2
+  return (at(a * now / after, t, x) * x_next + at(a_cum * step / after, t, x) * x
+          + at(np.sqrt(step * now / after), t, x) * eps)

@@ -76,6 +76,33 @@ def _points(axes, points, radius):
   axes.set(xlim=(-radius, radius), ylim=(-radius, radius), xticks=[], yticks=[], aspect='equal')
 
 
+def level_histograms(values: dict[str, np.ndarray], names) -> np.ndarray:
+  """Histograms of several sets' numbers, a panel for each level.
+
+  Args:
+    values: set to numbers, (N, L); the first is drawn filled.
+    names: titles of the L panels.
+
+  Returns:
+    A picture.
+  """
+  figure, axes = _figure(-(-len(names) // 3), min(len(names), 3))
+  figure.set_size_inches(4 * axes.shape[1], 2.4 * axes.shape[0] + 0.4)
+  for i, (axis, name) in enumerate(zip(axes.flat, names, strict=False)):
+    everything = np.concatenate([part[:, i] for part in values.values()])
+    edges = np.linspace(*np.percentile(everything, [0.5, 99.5]), 60)
+    for number, (label, part) in enumerate(values.items()):
+      axis.hist(part[:, i], edges, density=True, label=label, color=f'C{number}', alpha=0.4 if number == 0 else 1,
+                histtype='stepfilled' if number == 0 else 'step')
+    axis.set_title(name, fontsize=9)
+    axis.set_yticks([])
+    axis.tick_params(labelsize=8)
+  for axis in axes.flat[len(names):]:
+    axis.axis('off')
+  figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=5, fontsize=8)
+  return _to_array(figure)
+
+
 def point_cloud(points: np.ndarray) -> np.ndarray:
   """A picture of two-dimensional points, (N, 2)."""
   figure, axes = _figure(1, 1)

@@ -19,7 +19,7 @@ from diffusion_ebm.noise_levels import at
 STEP_SIZE_RULES = ('cumulative', 'conditional')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Levels:
   """The noise levels and the Langevin step size of each.
 

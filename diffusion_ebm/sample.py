@@ -5,11 +5,9 @@ import os
 
 import numpy as np
 
-from diffusion_ebm import checkpoints, data, generate, parallel, pictures, sampling
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import model as model_lib
+from diffusion_ebm import data, generate, parallel, pictures, sampling, trained
 from diffusion_ebm import workdir as workdir_lib
-from diffusion_ebm.errors import UserError
 from diffusion_ebm.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -33,17 +31,9 @@ def sample(config, workdir: str, num_samples: int, seed: int, step: int | None =
   Raises:
     UserError: something that the user can mend.
   """
-  if num_samples < 1:
-    raise UserError(f'--num_samples is {num_samples}, but must be at least 1')
-  if not 0 <= seed < 2**32:
-    raise UserError(f'--seed is {seed}, not in 0 .. 2^32 - 1')
-  config = config_lib.resolve(config)
-  config_lib.check(config, 1)
-  config_lib.check_same_run(config, workdir, free=('seed', 'train', 'sampling.num_steps'))
-  manager = checkpoints.open_for_reading(workdir)
-  model = model_lib.build(config)
-  state, _ = checkpoints.restore(manager, model.state, step)
-  manager.close()
+  trained.check_at_least('num_samples', num_samples)
+  trained.check_seed(seed)
+  config, model, state = trained.restore(config, workdir, step)
   workdir_lib.make(workdir)
   step = int(state.step)
 
@@ -61,17 +51,14 @@ def sample(config, workdir: str, num_samples: int, seed: int, step: int | None =
     progress.line(always=first == 0)
   progress.close()
   samples = np.concatenate(samples)
-  if not np.all(np.isfinite(samples)):
-    raise UserError(f'the chains diverged at step {step}: try another --step or a smaller --config.sampling.step_size')
+  trained.check_finite(samples, step)
 
   # All processes draw; the first writes.
   densities = generate.grid_densities(model, config)(state) if config_lib.is_vector(config) else None
   if not parallel.is_first():
     return
   base = os.path.join(workdir_lib.samples_dir(workdir), f'samples_{step}')
-  with open(base + '.npz.tmp', 'wb') as file:
-    np.savez_compressed(file, samples=samples)
-  os.replace(base + '.npz.tmp', base + '.npz')
+  workdir_lib.save_npz(base + '.npz', samples=samples)
   pictures.save_png(base + '.png', generate.picture_of_samples(samples))
   path = np.concatenate(paths, axis=1)
   if not config_lib.is_vector(config):

@@ -8,7 +8,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import energy, langevin, noise_levels, recovery
+from diffusion_ebm import energy, langevin, marginal, noise_levels, recovery
 
 
 def shown_levels(num_models: int) -> tuple[int, ...]:
@@ -36,22 +36,61 @@ def sample(
     `(x, path)`: the samples (B, *shape), float32, unclipped, and those at the levels of `keep`,
     (len(keep), B, *shape); level T is the white noise, level 0 the samples themselves.
   """
+  white, noise = trajectory_noise(levels, keys, shape, noise_scale)
+  return descend(levels, network, weights, white, noise, num_steps, keep, denoised)
+
+
+def trajectory_noise(levels: recovery.Levels, keys, shape, noise_scale: float):
+  """All the noise of a trajectory, which is a function of nothing else.
+
+  Args:
+    levels: the levels.
+    keys: one key for each sample, (B,).
+    shape: of one sample.
+    noise_scale: eta, factor of the Langevin noise.
+
+  Returns:
+    `(white, noise)`: the white noise `x_T`, (B, *shape), and a function from a level to the function from a Langevin
+    step to its noise, as `descend` takes them.
+  """
+  def noise(t):
+    return langevin.normal_noise(jax.vmap(lambda key: jax.random.fold_in(key, t))(keys), shape, noise_scale)
+
+  return langevin.normal_noise(keys, shape)(levels.num_models), noise
+
+
+def descend(
+    levels: recovery.Levels, network, weights, white, noise, num_steps: int, keep: tuple[int, ...] = (),
+    denoised: bool = False):
+  """From white noise down the levels: a deterministic map of the noise of the whole trajectory.
+
+  Args:
+    levels: the levels.
+    network: the energy network.
+    weights: its normalised parameters.
+    white: `x_T`, (B, ...).
+    noise: from a level (traced) to a function from a Langevin step to its noise, like `white`.
+    num_steps: K, Langevin steps at each level.
+    keep: as of `sample`.
+    denoised: as of `sample`.
+
+  Returns:
+    As of `sample`.
+  """
   top = levels.num_models
   slot = np.full(top + 1, len(keep))  # where a level is kept; the last slot is for those that are not
   slot[list(keep)] = range(len(keep))
   slot = jnp.asarray(slot)
 
-  def descend(carry, t):
+  def step_down(carry, t):
     x, path = carry
-    level = jnp.full(len(keys), t)
+    level = jnp.full(len(x), t)
     f = energy.at_level(network, weights, level)
-    noise = langevin.normal_noise(jax.vmap(jax.random.fold_in)(keys, level), shape, noise_scale)
-    x = recovery.sample_conditional(levels, f, x, level, noise, num_steps)
+    x = recovery.sample_conditional(levels, f, x, level, noise(t), num_steps)
     return (x, path.at[slot[t]].set(x)), None
 
-  white = langevin.normal_noise(keys, shape)(top)
   path = jnp.zeros((len(keep) + 1, *white.shape)).at[slot[top]].set(white)
-  (x, path), _ = lax.scan(descend, (white, path), jnp.arange(top), reverse=True)
+  (x, path), _ = lax.scan(step_down, (white, path), jnp.arange(top), reverse=True)
   if denoised:
     x = denoise(levels, network, weights, x)
     path = path.at[slot[0]].set(x)
@@ -75,9 +114,8 @@ def denoise(levels: recovery.Levels, network, weights, x):
 
   Source: Efron 2011, Tweedie's formula and selection bias, equation 1.4.
   """
-  noise, level = levels.noise, jnp.zeros(len(x), int)
-  f = energy.at_level(network, weights, level)
-  score = jax.grad(lambda x: jnp.sum(recovery.log_density(levels, f(float(noise.a_y[1]) * x), level)))(x)
+  noise = levels.noise
+  score = marginal.score(levels, network, weights, x, jnp.zeros(len(x), int))
   return (x + float(noise.sigma_cum[0]**2) * score) / float(noise.a_cum[0])
 
 

@@ -8,6 +8,8 @@ import os
 import socket
 import tempfile
 
+import numpy as np
+
 from diffusion_ebm.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -32,6 +34,13 @@ def make(workdir, folder: str = 'samples') -> str:
       return path
   except OSError as error:
     raise UserError(f'--workdir={workdir} cannot be written ({error.strerror}): choose another') from error
+
+
+def save_npz(path: str, **arrays: np.ndarray):
+  """Writes arrays to a compressed `.npz`, whole or not at all."""
+  with open(path + '.tmp', 'wb') as file:
+    np.savez_compressed(file, **arrays)
+  os.replace(path + '.tmp', path)
 
 
 def lock(workdir) -> contextlib.ExitStack:

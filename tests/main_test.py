@@ -57,6 +57,12 @@ class WrongTest(absltest.TestCase):
         ([workdir, digits, '--mode=sample'], r'/run has no checkpoint: train first'),
         ([f'--workdir={self.folder}/empty', '--mode=sample'], r'/empty has no checkpoint: train first'),
         ([workdir, digits, '--mode=sample', '--num_samples=0'], r'--num_samples is 0'),
+        ([workdir, digits, '--mask=left'], r'--mask is for --mode=inpaint, not for --mode=train'),
+        ([workdir, digits, '--mode=inpaint', '--frames=3'], r'--frames is for --mode=interpolate'),
+        ([workdir, digits, '--mode=inpaint', '--mask=middle'], r'--mask=middle is neither a file nor one of left'),
+        ([workdir, digits, '--mode=interpolate'], r'/run has no checkpoint: train first'),
+        ([workdir, digits, '--mode=ood', '--against='], r'--against names nothing'),
+        ([workdir, digits, '--mode=ood', '--seed=-1'], r'--seed is -1'),
         ([workdir, digits, '--mode=eval'], r'/run holds no run: train first'),
         ([workdir, digits, '--mode=eval', '--num_samples=9'], r'set --config\.eval\.num_samples')]
     before = testing.contents(self.folder), os.listdir(self.folder)

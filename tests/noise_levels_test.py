@@ -52,6 +52,18 @@ class NoiseLevelsTest(parameterized.TestCase):
     diffused = noise_levels.diffuse(levels, x, t, jnp.zeros_like(x))
     np.testing.assert_allclose(diffused[:, 0, 0, 0], levels.a_cum[[0, 3, 6]], rtol=1e-6)
 
+  def test_the_way_back_of_known_data_has_the_law_of_the_way_there(self):
+    levels = noise_levels.make_noise_levels(6)
+    t, zero, one = np.arange(6), np.zeros((6, 1)), np.ones((6, 1))
+    # A linear map of x, x_{t+1} and eps; (x_t, x_{t+1}) given x is normal with the moments of `diffuse_pair`.
+    of_x, of_next, of_eps = (
+        np.asarray(noise_levels.posterior(levels, *args)[:, 0], np.float64)
+        for args in ((one, zero, t, zero), (zero, one, t, zero), (zero, zero, t, one)))
+    variance = levels.sigma_cum**2
+    np.testing.assert_allclose(of_x + of_next * levels.a_cum[1:], levels.a_cum[:-1], rtol=1e-5)
+    np.testing.assert_allclose(of_next**2 * variance[1:] + of_eps**2, variance[:-1], rtol=1e-5)
+    np.testing.assert_allclose(of_next * variance[1:], levels.a[1:] * variance[:-1], rtol=1e-5)
+
 
 if __name__ == '__main__':
   absltest.main()

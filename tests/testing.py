@@ -2,18 +2,45 @@
 
 import contextlib
 import json
+import logging
 import os
 import resource
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from configs import digits, toy2d
-from diffusion_ebm import checkpoints, parallel, sample, train
+from diffusion_ebm import checkpoints, inpaint, interpolate, ood, parallel, sample, train
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
+from diffusion_ebm.evaluate import classifier
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+class GaussianNetwork:
+  """A stand-in for a network: exact energies of Gaussian data of mean zero."""
+
+  def __init__(self, levels, covariance):
+    """Takes the levels and the data's covariance, (D, D)."""
+    noise, eye = levels.noise, np.eye(len(covariance))
+    self.covariance = np.stack([  # of y_t, (T, D, D)
+        noise.a_y[t + 1]**2 * (noise.a_cum[t]**2 * np.asarray(covariance) + noise.sigma_cum[t]**2 * eye)
+        for t in range(levels.num_models)])
+    self._precision = levels.step_variance[:, None, None] * np.linalg.inv(self.covariance)
+
+  def apply(self, variables, *args, method):
+    del variables
+    if method == 'embed':
+      return jnp.asarray(self._precision, jnp.float32)[args[0]]
+    y, precision, _ = args
+    return -0.5 * jnp.einsum('bi,bij,bj->b', y, precision, y)
+
+  def log_z(self):
+    """Log of the normaliser of `exp(f / s_t^2)`, (T,)."""
+    return 0.5 * np.linalg.slogdet(2 * np.pi * self.covariance)[1]
 
 
 def digits_config(**changes):
@@ -98,3 +125,14 @@ def train_on_devices(folder, num_steps):
       train.train(config, workdir)
       sample.sample(config, workdir, 5, 0)
       print(parallel.num_devices())
+
+
+def sample_and_more(workdir):
+  """For a process of its own: all that is done with a trained model."""
+  config = digits_config()
+  classifier._STEPS = 5
+  logging.basicConfig(level=logging.INFO, force=True)  # imports have set it up already
+  inpaint.inpaint(config, workdir, 'top', '', 3, 2, 2, 0)
+  interpolate.interpolate(config, workdir, 2, 3, 0)
+  ood.ood(config, workdir, ['noise', 'shuffle'], 50, 0)
+  print(jax.device_count(), 'devices')

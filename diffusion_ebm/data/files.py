@@ -9,7 +9,7 @@ import zipfile
 from diffusion_ebm.data.decode import MAX_BYTES
 from diffusion_ebm.errors import UserError
 
-_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
 # Images are compressed already: an archive that unpacks to more than this, and to so many times its size, is a bomb.
 _SUSPICIOUS_BYTES, _SUSPICIOUS_RATIO = 2**30, 100
 
@@ -59,7 +59,7 @@ def list_images(path):
 def _is_image(name):
   parts = name.split('/')
   hidden = any(part.startswith('.') or part == '__MACOSX' for part in parts)
-  return not hidden and name.lower().endswith(_SUFFIXES)
+  return not hidden and name.lower().endswith(SUFFIXES)
 
 
 def _refuse(error):

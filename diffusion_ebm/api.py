@@ -1,0 +1,355 @@
+"""A trained model as an object: what scripts and notebooks use. The functions underneath take everything explicitly."""
+
+import functools
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_ebm import config as config_lib
+from diffusion_ebm import (
+  energy,
+  generate,
+  inpainting,
+  interpolation,
+  langevin,
+  marginal,
+  noise_levels,
+  recovery,
+  sampling,
+  train_step,
+  trained,
+)
+from diffusion_ebm import model as model_lib
+from diffusion_ebm.energy import spectral_norm
+from diffusion_ebm.errors import UserError
+
+
+class DiffusionEBM(struct.PyTreeNode):
+  """A sequence of trained energy-based models, t = 0 (nearly clean) .. T-1 (nearly white noise).
+
+  Made by `load` or `from_parameters`. Images are uint8, or float in [-1, 1]; results are float32 in [-1, 1]. Vectors
+  are float and unbounded. Every method may be called inside `jax.jit`, and the object passed to a jitted function: it
+  is a tree whose leaves are `weights` and `log_z`. Where a method draws, result number i depends on the key and on i
+  alone.
+
+  `x` at level t means `x_t = abar_t x + sbar_t eps`, data with the noise of that level (`diffuse` makes it). At level 0
+  there is a little, sigma 0.01.
+
+  Attributes:
+    weights: the averaged parameters, with normalised kernels.
+    log_z: log of each level's normaliser, (T,) in nats, NaN where it is not known; or None.
+    levels: noise levels and step sizes.
+    network: the energy network.
+    shape: of one example: (H, W, C) or (D,).
+    num_steps: K, Langevin steps at each level.
+    noise_scale: eta, factor of the Langevin noise.
+    denoised: remove the noise of level 0 from samples.
+  """
+  weights: Any
+  log_z: Any
+  levels: recovery.Levels = struct.field(pytree_node=False)
+  network: Any = struct.field(pytree_node=False)
+  shape: tuple[int, ...] = struct.field(pytree_node=False)
+  num_steps: int = struct.field(pytree_node=False)
+  noise_scale: float = struct.field(pytree_node=False)
+  denoised: bool = struct.field(pytree_node=False)
+
+  @property
+  def num_levels(self) -> int:
+    """T."""
+    return self.levels.num_models
+
+  # Drawing.
+
+  def sample(self, key, n: int) -> jax.Array:
+    """Draws n samples from white noise, all at once.
+
+    Args:
+      key: a random key.
+      n: at least 1; sample number i does not depend on it.
+
+    Returns:
+      float32 (n, *shape).
+
+    Raises:
+      UserError: n is too small.
+
+    Source: Gao et al. 2021, algorithm 2.
+    """
+    _at_least('n', n, 1)
+    return self._sample(key, n)
+
+  def conditional_sample(self, key, x_noisy, level) -> jax.Array:
+    """Draws `x_t` given the noisier `x_{t+1}`: one step down the levels, undoing a little noise.
+
+    Args:
+      key: a random key.
+      x_noisy: `x_{t+1}`, (B, *shape).
+      level: t, in 0..T-1, an integer or int (B,).
+
+    Returns:
+      float32 (B, *shape), unclipped, as above level 0 it must be.
+
+    Raises:
+      UserError: the shape or the level is wrong.
+
+    Source: Gao et al. 2021, algorithm 1, lines 4-6.
+    """
+    x_noisy = self._examples(x_noisy)
+    return self._conditional_sample(key, x_noisy, self._level(level, len(x_noisy)))
+
+  def inpaint(self, key, image, mask, n: int = 1, num_repeats: int = 4) -> jax.Array:
+    """Draws the hidden pixels of an image given the others.
+
+    Args:
+      key: a random key.
+      image: one image, (H, W, C); what is hidden does not count. Or one vector.
+      mask: bool, True where hidden: (H, W), or the shape of the image. `inpainting.make_mask` makes common ones.
+      n: how many completions.
+      num_repeats: chains at each level; more agree better with what is known, and take longer.
+
+    Returns:
+      float32 (n, *shape); where known, exactly the image.
+
+    Raises:
+      UserError: the shape of image or mask is wrong, or a number too small.
+
+    Source: Gao et al. 2021, section 4; `diffusion_ebm.inpainting`.
+    """
+    _at_least('n', n, 1)
+    _at_least('num_repeats', num_repeats, 1)
+    image = jnp.asarray(image)
+    if image.shape != self.shape:
+      raise UserError(f'image has shape {image.shape}, not {self.shape}')
+    mask = jnp.asarray(mask)
+    if mask.dtype != bool:
+      raise UserError(f'mask is {mask.dtype}, not bool: True where pixels are hidden')
+    if mask.shape not in (self.shape, self.shape[:2]):
+      raise UserError(f'mask has shape {mask.shape}, not {self.shape[:2]} as the image')
+    if mask.ndim < image.ndim:
+      mask = mask[..., None]
+    return self._inpaint(key, _to_float(image), jnp.broadcast_to(mask, self.shape), n, num_repeats)
+
+  def interpolate(self, key, a: int, b: int, n: int) -> jax.Array:
+    """Goes from sample number a to sample number b of `sample(key, ...)` along the sphere of their noise.
+
+    Args:
+      key: a random key, as for `sample`.
+      a: number of the first sample, from 0.
+      b: number of the last one.
+      n: how many images, with both ends; at least 2.
+
+    Returns:
+      float32 (n, *shape).
+
+    Raises:
+      UserError: a number is too small.
+
+    Source: Gao et al. 2021, section 4; `diffusion_ebm.interpolation`.
+    """
+    _at_least('a', a, 0)
+    _at_least('b', b, 0)
+    _at_least('n', n, 2)
+    return self._interpolate(key, a, b, n)
+
+  def diffuse(self, key, x, level) -> jax.Array:
+    """Data with the noise of a level: `x_t = abar_t x + sbar_t eps`.
+
+    Args:
+      key: a random key.
+      x: data, (B, *shape).
+      level: t, in 0..T (T is nearly white noise), an integer or int (B,).
+
+    Returns:
+      float32 (B, *shape).
+
+    Raises:
+      UserError: the shape or the level is wrong.
+    """
+    x = self._examples(x)
+    return self._diffuse(key, x, self._level(level, len(x), self.num_levels + 1))
+
+  # Densities.
+
+  def energy(self, x, level) -> jax.Array:
+    """The energy of `x_t`: minus its unnormalised log density.
+
+    Args:
+      x: `x_t`, (B, *shape).
+      level: t, in 0..T-1, an integer or int (B,).
+
+    Returns:
+      float32 (B,), in nats: `-f(y_t, t) / s_t^2 - D log a_{t+1}`, of `y_t = a_{t+1} x_t`.
+
+    Raises:
+      UserError: the shape or the level is wrong.
+    """
+    x = self._examples(x)
+    return self._energy(x, self._level(level, len(x)))
+
+  def score(self, x, level) -> jax.Array:
+    """The score of `x_t`, the gradient of its log density: minus that of the energy; as of `energy`, like `x`."""
+    x = self._examples(x)
+    return self._score(x, self._level(level, len(x)))
+
+  def log_prob(self, x, level=0) -> jax.Array:
+    """The log density of `x_t`, once the model is normalised.
+
+    Args:
+      x: `x_t`, (B, *shape); data at level 0, whose little noise (sigma 0.01) belongs to the model.
+      level: t, in 0..T-1, an integer or int (B,).
+
+    Returns:
+      float32 (B,), in nats.
+
+    Raises:
+      UserError: the shape or the level is wrong, or `log Z` of a level is not known.
+    """
+    if self.log_z is None:
+      raise UserError('log Z is not known: run python main.py --mode=density --workdir=DIR first, then load again')
+    x = self._examples(x)
+    level = self._level(level, len(x))
+    if not isinstance(level, jax.core.Tracer) and not isinstance(self.log_z, jax.core.Tracer):
+      for t in np.unique(level):
+        if not np.isfinite(self.log_z[t]):
+          raise UserError(f'log Z of level {t} is not known: the levels with one are '
+                          f'{", ".join(map(str, np.flatnonzero(np.isfinite(self.log_z))))}')
+    return -self._energy(x, level) - jnp.asarray(self.log_z, jnp.float32)[level]
+
+  # What is compiled.
+
+  @jax.jit
+  def _energy(self, x, level):
+    return -marginal.log_density(self.levels, self.network, self.weights, x, level)
+
+  @jax.jit
+  def _score(self, x, level):
+    return marginal.score(self.levels, self.network, self.weights, x, level)
+
+  @jax.jit
+  def _diffuse(self, key, x, level):
+    eps = langevin.normal_noise(generate.fold_in_each(key, jnp.arange(len(x))), self.shape)(0)
+    return noise_levels.diffuse(self.levels.noise, x, level, eps)
+
+  @jax.jit
+  def _conditional_sample(self, key, x_noisy, level):
+    keys = generate.fold_in_each(key, jnp.arange(len(x_noisy)))
+    f = energy.at_level(self.network, self.weights, level)
+    return recovery.sample_conditional(
+        self.levels, f, x_noisy, level, langevin.normal_noise(keys, self.shape, self.noise_scale), self.num_steps)
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def _sample(self, key, n):
+    x, _ = sampling.sample(
+        self.levels, self.network, self.weights, generate.fold_in_each(key, jnp.arange(n)), self.shape, self.num_steps,
+        self.noise_scale, denoised=self.denoised)
+    return self._clipped(x)
+
+  @functools.partial(jax.jit, static_argnums=(4, 5))
+  def _inpaint(self, key, image, mask, n, num_repeats):
+    image, mask = (jnp.broadcast_to(a, (n, *self.shape)) for a in (image, mask))
+    x = inpainting.inpaint(
+        self.levels, self.network, self.weights, generate.fold_in_each(key, jnp.arange(n)), image, mask,
+        self.num_steps, self.noise_scale, num_repeats, self.denoised)
+    return jnp.where(mask, self._clipped(x), image)
+
+  @functools.partial(jax.jit, static_argnums=4)
+  def _interpolate(self, key, a, b, n):
+    keys_a, keys_b = (generate.fold_in_each(key, jnp.full(n, number)) for number in (a, b))
+    return self._clipped(interpolation.interpolate(
+        self.levels, self.network, self.weights, keys_a, keys_b, jnp.linspace(0, 1, n), self.shape, self.num_steps,
+        self.noise_scale, self.denoised))
+
+  # What goes in and out.
+
+  def _clipped(self, x):
+    return jnp.clip(x, -1, 1) if len(self.shape) > 1 else x
+
+  def _examples(self, x):
+    x = jnp.asarray(x)
+    if x.shape[1:] != self.shape or x.ndim != len(self.shape) + 1:
+      raise UserError(f'x has shape {x.shape}, not (B, {", ".join(map(str, self.shape))})')
+    return _to_float(x)
+
+  def _level(self, level, batch, count=None):
+    """The level of each example."""
+    count = self.num_levels if count is None else count
+    if not isinstance(level, jax.core.Tracer):
+      level = np.asarray(level)
+      if not np.issubdtype(level.dtype, np.integer) or level.shape not in ((), (batch,)):
+        raise UserError(f'level is {level}, neither an integer nor one for each of {batch} examples')
+      if np.any((level < 0) | (level >= count)):
+        raise UserError(f'level {level} is out of range: the levels are 0 to {count - 1}')
+    return jnp.broadcast_to(level, (batch,))
+
+
+def _to_float(x):
+  return train_step.to_unit_range(x) if x.dtype == jnp.uint8 else x.astype(jnp.float32)
+
+
+def _at_least(name, value, low):
+  if value < low:
+    raise UserError(f'{name} is {value}, but must be at least {low}')
+
+
+def load(workdir: str, step: int | None = None, config=None) -> DiffusionEBM:
+  """Loads a trained model.
+
+  Args:
+    workdir: of a training job.
+    step: the checkpoint's, or None for the newest.
+    config: the workdir's configuration with another way of drawing samples (its `sampling` section); None for its own.
+
+  Returns:
+    The model, with `log_z` where `--mode=density` has been run on this checkpoint.
+
+  Raises:
+    UserError: there is no such checkpoint, or the configuration is wrong or that of another run.
+  """
+  if config is None:
+    config = config_lib.load(workdir)
+    if config is None:
+      raise UserError(f'{workdir} holds no run: train first, with --mode=train and the same --workdir')
+  config, model, weights, step = trained.load(config, workdir, step)
+  log_z = trained.log_z(workdir, step, model.levels.num_models)
+  return _make(config, model, jax.device_put(weights, jax.local_devices()[0]), log_z)
+
+
+def from_parameters(config, params, spectral=None, log_z=None) -> DiffusionEBM:
+  """Makes a model of a configuration and parameters.
+
+  Args:
+    config: a configuration, as of `configs/`.
+    params: the network's raw parameters, such as `TrainState.ema_params` or those of
+      `diffusion_ebm.energy.published.from_published`.
+    spectral: vectors of the power iteration, or None to find them; of no use without spectral normalisation.
+    log_z: log of each level's normaliser, (T,) in nats, or None.
+
+  Returns:
+    The model.
+
+  Raises:
+    UserError: the configuration is wrong, or the parameters are not those of its network.
+  """
+  config = config_lib.resolve(config)
+  config_lib.check(config, 1)
+  model = model_lib.build(config)
+  expected, given = (jax.tree.map(jnp.shape, tree) for tree in (model.state.params, params))
+  if expected != given:
+    raise UserError('the parameters are not those of the network that config.model describes: names or shapes differ')
+  weights = params
+  if config.model.spectral_norm:
+    u = spectral_norm.init(jax.random.key(0), params) if spectral is None else spectral
+    weights = jax.jit(generate.normalised)(params, u)
+  return _make(config, model, weights, None if log_z is None else np.asarray(log_z))
+
+
+def _make(config, model, weights, log_z):
+  return DiffusionEBM(
+      weights=weights, log_z=log_z, levels=model.levels,
+      network=energy.make_network(config.model),  # for one device: `model.network` wants the axis of all
+      shape=model.shape, num_steps=generate.generation_steps(config), noise_scale=config.sampling.noise_scale,
+      denoised=config.sampling.denoise)
