@@ -14,6 +14,8 @@ def get_config():
   data.image_size = 32
   data.num_channels = 3
   data.random_flip = True
+  data.grey_levels = 256  # of the images, over 0..255
+  data.dequantize = False  # train on images with uniform noise of the width of a grey level, for densities
   data.train_split = 'train'  # images: the sub-folder, '' for everything
   data.test_split = 'test'
   data.strict = False  # refuse damaged images instead of leaving them out
@@ -38,14 +40,17 @@ def get_config():
   model.remat = False  # recompute activations in the backward pass: less memory, more time
   model.num_layers = 3  # mlp: hidden layers
   model.num_frequencies = 0  # mlp: sines and cosines of 2^k pi y / 4 beside the coordinates
+  model.quadratic = 0.0  # q: f = network - q |y|^2 / 2; 1 with temperature 'one': a factor of the standard normal density
   model.output_scale = 1.0  # mlp: factor of the output; about the s_t^2 of the cleanest level
 
   config.diffusion = ml_collections.ConfigDict()
   config.diffusion.num_levels = 6  # 6 (T6) or 1000 (T1k)
+  config.diffusion.temperature = 'step_size'  # log density f / s_t^2, as published; 'one': f itself; docs/density.md
 
   config.sampling = sampling = ml_collections.ConfigDict()
-  sampling.num_steps = 30  # K, Langevin steps at each level
-  sampling.generation_steps = 0  # K in generation, 0 for num_steps; a little trained model gains from longer chains
+  sampling.num_steps = 30  # K, Langevin steps at each level; 0: normal approximation, one gradient a level (T1k)
+  # K in generation, 0 for num_steps, -1 for the normal approximation; a little trained model gains from longer chains
+  sampling.generation_steps = 0
   sampling.step_size = 2e-4  # b^2; docs/step_sizes.md
   sampling.step_size_rule = 'cumulative'  # or conditional: s_t^2 = b^2 sigma_{t+1}^2, without sbar_t / sbar_0
   sampling.noise_scale = 0.99  # eta in generation; training always uses 1
@@ -55,6 +60,7 @@ def get_config():
   config.train = train = ml_collections.ConfigDict()
   train.batch_size = 64  # over all devices
   train.num_steps = 1_000_000
+  train.objective = 'recovery'  # or dsm: denoising score matching, its limit of little noise
   train.optimizer = 'adam'  # adam or adamax
   train.learning_rate = 1e-4
   train.beta_1 = 0.9

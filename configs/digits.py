@@ -9,6 +9,7 @@ def get_config():
   config.data.image_size = 8
   config.data.num_channels = 1
   config.data.random_flip = False
+  config.data.grey_levels = 17
   config.model.ch = 32
   config.model.ch_mult = (1, 2)
   config.model.num_res_blocks = 1

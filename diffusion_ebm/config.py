@@ -5,7 +5,7 @@ import os
 
 import ml_collections
 
-from diffusion_ebm import energy, evaluate, noise_levels, optimizer, recovery
+from diffusion_ebm import energy, evaluate, noise_levels, optimizer, recovery, train_step
 from diffusion_ebm.energy import layers
 from diffusion_ebm.errors import UserError
 
@@ -26,6 +26,11 @@ _FREE_SECTIONS = ('eval',)
 def is_vector(config) -> bool:
   """Whether the data are vectors, not images."""
   return config.data.name == 'toy2d'
+
+
+def grey_width(config) -> float:
+  """Distance between two grey levels of the images, in [-1, 1]."""
+  return 2 / (config.data.grey_levels - 1)
 
 
 def resolve(config) -> ml_collections.ConfigDict:
@@ -64,6 +69,7 @@ def _problems(config, num_devices):
   require(data.name, 'data.name is empty: name a data set')
   positive('data.max_memory_gb', data.max_memory_gb)
   at_least('data.num_workers', data.num_workers, 0)
+  at_least('data.grey_levels', data.grey_levels, 2)
 
   one_of('model.name', model.name, ('resnet', 'mlp'))
   one_of('model.dtype', model.dtype, tuple(energy.DTYPES))
@@ -73,16 +79,22 @@ def _problems(config, num_devices):
   if is_vector(config):
     require(model.name == 'mlp', f'model.name is {model.name!r}, but {data.name} needs mlp')
     require(not data.random_flip, f'data.random_flip is for images, not for {data.name}')
+    require(not data.dequantize, f'data.dequantize is for images, not for {data.name}')
+  else:
+    problems += _image_problems(data, model)
+  if model.name == 'mlp':
     at_least('model.num_layers', model.num_layers, 1)
     at_least('model.num_frequencies', model.num_frequencies, 0)
     positive('model.output_scale', model.output_scale)
-  else:
-    require(model.name != 'mlp', f"model.name is 'mlp', but {data.name} needs resnet")
-    problems += _image_problems(data, model)
 
   one_of('diffusion.num_levels', config.diffusion.num_levels, noise_levels.NUM_LEVELS)
-  at_least('sampling.num_steps', sampling.num_steps, 1)
-  at_least('sampling.generation_steps', sampling.generation_steps, 0)
+  one_of('diffusion.temperature', config.diffusion.temperature, recovery.TEMPERATURES)
+  at_least('model.quadratic', model.quadratic, 0)
+  at_least('sampling.num_steps', sampling.num_steps, 0)
+  at_least('sampling.generation_steps', sampling.generation_steps, -1)
+  if config.diffusion.num_levels != 1000 and (sampling.num_steps == 0 or sampling.generation_steps == -1):
+    problems.append('sampling.num_steps 0 and generation_steps -1, the normal approximation, hold for little noise a '
+                    'level: they need diffusion.num_levels 1000')
   positive('sampling.step_size', sampling.step_size)
   one_of('sampling.step_size_rule', sampling.step_size_rule, recovery.STEP_SIZE_RULES)
   at_least('sampling.noise_scale', sampling.noise_scale, 0)
@@ -93,6 +105,7 @@ def _problems(config, num_devices):
     problems.append(f'train.batch_size is {train.batch_size}, which {num_devices} devices cannot share equally')
   at_least('train.num_steps', train.num_steps, 0)
   one_of('train.optimizer', train.optimizer, optimizer.OPTIMIZERS)
+  one_of('train.objective', train.objective, train_step.OBJECTIVES)
   positive('train.learning_rate', train.learning_rate)
   require(0 <= train.beta_1 < 1, f'train.beta_1 is {train.beta_1}, not in [0, 1)')
   at_least('train.warmup_steps', train.warmup_steps, 0)

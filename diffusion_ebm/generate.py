@@ -20,6 +20,11 @@ def ema_weights(state: train_step.TrainState):
   return spectral_norm.normalise(state.ema_params, u)
 
 
+def generation_steps(config) -> int:
+  """K in generation: Langevin steps at each level, 0 for the normal approximation."""
+  return max(config.sampling.generation_steps or config.sampling.num_steps, 0)
+
+
 def sample_keys(seed: int, index, stream: int = _STREAM):
   """The key of each sample: of the seed and the sample's number, int (B,), alone."""
   base = jax.random.fold_in(jax.random.key(seed), stream)
@@ -45,8 +50,7 @@ class Sampler:
     def draw(state, index, seed):
       return sampling.sample(
           model.levels, model.network, ema_weights(state), sample_keys(seed, index), model.shape,
-          config.sampling.generation_steps or config.sampling.num_steps, config.sampling.noise_scale, keep,
-          config.sampling.denoise)
+          generation_steps(config), config.sampling.noise_scale, keep, config.sampling.denoise)
 
     self._draw = draw
 

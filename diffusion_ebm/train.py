@@ -102,7 +102,8 @@ def train(config, workdir: str):
 def compile_step(config, model: model_lib.Model, state, batch):
   """Compiles the training step for all devices: `(state, batch) -> (state, metrics)`; the state is donated."""
   settings = train_step.StepSettings(
-      config.seed, config.sampling.num_steps, config.train.ema_decay, config.data.random_flip)
+      config.seed, config.sampling.num_steps, config.train.ema_decay, config.data.random_flip, config.train.objective,
+      config_lib.grey_width(config) if config.data.dequantize else 0.0)
 
   def on_device(state, batch):
     return train_step.train_step(
