@@ -12,7 +12,6 @@ import optax
 from diffusion_ebm import energy, langevin, noise_levels, optimizer, recovery
 from diffusion_ebm.energy import spectral_norm
 
-
 OBJECTIVES = ('recovery', 'dsm')
 
 

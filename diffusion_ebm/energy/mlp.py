@@ -39,7 +39,7 @@ class MLP(nn.Module):
   """The negative energy f(y, t) of vectors or small images, up to the level's temperature; higher is more likely.
 
   Attributes:
-    ch: width of the hidden layers, and size of the level's embedding.
+    ch: width of the hidden layers, and size of the level's embedding (at most 128).
     num_layers: hidden layers.
     num_frequencies: waves `sin` and `cos` of `2^k pi y / 4`, k = 0 .. num_frequencies - 1, beside each coordinate;
       the slowest does not repeat within [-4, 4], where diffused data lie.
@@ -60,7 +60,7 @@ class MLP(nn.Module):
 
   def setup(self):
     hidden = tuple((f'layer_{i}', self.ch) for i in range(self.num_layers))
-    self.embedding = layers.LevelEmbedding(self.ch, (*hidden, ('head', self.ch)), self.act)
+    self.embedding = layers.LevelEmbedding(min(self.ch, 128), (*hidden, ('head', self.ch)), self.act)
     self.trunk = Trunk(
         self.ch, self.num_layers, self.num_frequencies, self.act, self.dropout, self.output_scale, self.dtype)
 
