@@ -16,7 +16,7 @@ from configs import default
 from diffusion_ebm import config as config_lib
 from diffusion_ebm.errors import UserError
 
-_MODES = ('train', 'sample', 'grid', 'eval')
+_MODES = ('train', 'sample', 'grid', 'eval', 'density')
 
 _MODE = flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, samples and logs go.')
@@ -95,6 +95,9 @@ def _run(config):
   elif _MODE.value == 'grid':
     from diffusion_ebm import grid_density
     grid_density.grid_density(config, _WORKDIR.value, _SEED.value, _STEP.value)
+  elif _MODE.value == 'density':
+    from diffusion_ebm import normalised_density
+    normalised_density.normalised_density(config, _WORKDIR.value, _SEED.value, _STEP.value)
   elif _MODE.value == 'eval':
     for flag in (_NUM_SAMPLES, _SEED):
       if flag.present:

@@ -74,6 +74,19 @@ def get_config():
   train.keep_checkpoints = 3  # the newest ones
   train.keep_every = 50_000  # and each one at a multiple of this step; 0 for none
 
+  config.density = density = ml_collections.ConfigDict()
+  density.split = 'test'  # whose log density is reported: train or test
+  density.kernel = 'hmc'  # hmc or mala
+  density.num_leapfrog = 5  # hmc: leapfrog steps
+  density.acceptance = 0.0  # that the step sizes are tuned to; 0 for what suits the kernel
+  density.min_acceptance = 0.1  # below it, chains count as stuck
+  density.num_chains = 256
+  density.pilot_chains = 128  # of the run that chooses the rungs and their step sizes
+  density.rung_ess = 0.999  # share of effective samples that is left from one rung of the ladder to the next
+  density.num_steps = 1  # of the kernel at each rung
+  density.data_steps = 1000  # of the kernel on the model, from diffused data, before the reverse pass
+  density.num_draws = 8  # of the noise that dequantises each image
+
   config.eval = evaluation = ml_collections.ConfigDict()
   evaluation.extractor = ''  # inception, classifier or pixels; '' for what suits the data set
   evaluation.split = ''  # the data to compare with: train or test; '' for train with inception, test otherwise

@@ -20,7 +20,7 @@ _FREE = {
     'train.num_steps', 'train.log_every', 'train.sample_every', 'train.checkpoint_every', 'train.keep_checkpoints',
     'train.keep_every'}
 # Sections that say nothing about the run.
-_FREE_SECTIONS = ('eval',)
+_FREE_SECTIONS = ('eval', 'density')
 
 
 def is_vector(config) -> bool:
@@ -114,7 +114,24 @@ def _problems(config, num_devices):
   for name in ('log_every', 'sample_every', 'checkpoint_every', 'keep_checkpoints'):
     at_least(f'train.{name}', train[name], 1)
   at_least('train.keep_every', train.keep_every, 0)
-  return problems + _eval_problems(config)
+  return problems + _eval_problems(config) + _density_problems(config.density)
+
+
+def _density_problems(density):
+  problems = []
+  for name, choices in (('split', ('train', 'test')), ('kernel', ('hmc', 'mala'))):
+    if density[name] not in choices:
+      problems.append(f'density.{name} is {density[name]!r}, not one of {", ".join(choices)}')
+  for name, low in (('num_leapfrog', 1), ('num_chains', 2), ('pilot_chains', 2), ('num_steps', 1), ('data_steps', 0),
+                    ('num_draws', 1)):
+    if density[name] < low:
+      problems.append(f'density.{name} is {density[name]}, but must be at least {low}')
+  if not 0 < density.rung_ess < 1:
+    problems.append(f'density.rung_ess is {density.rung_ess}, not in (0, 1)')
+  for name in ('acceptance', 'min_acceptance'):
+    if not 0 <= density[name] < 1:
+      problems.append(f'density.{name} is {density[name]}, not in [0, 1)')
+  return problems
 
 
 def _eval_problems(config):

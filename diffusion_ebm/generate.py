@@ -20,6 +20,11 @@ def ema_weights(state: train_step.TrainState):
   return spectral_norm.normalise(state.ema_params, u)
 
 
+def single_device(network):
+  """The network for use outside `pmap`, or where no example depends on the others."""
+  return network.clone(axis_name=None) if hasattr(network, 'axis_name') else network
+
+
 def generation_steps(config) -> int:
   """K in generation: Langevin steps at each level, 0 for the normal approximation."""
   return max(config.sampling.generation_steps or config.sampling.num_steps, 0)

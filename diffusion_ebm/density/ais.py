@@ -1,8 +1,9 @@
 """Annealed importance sampling: the normaliser of a density, from both ends of a ladder.
 
-A ladder is a sequence of unnormalised densities, described by the arrays of `rungs`, of which slice k is rung k. Rung 0 is normalised. The forward pass starts with exact samples of rung 0: the mean of its
-weights is an unbiased estimate of Z, and the logarithm of that mean is, in expectation, below log Z. The reverse pass
-starts with samples of the last rung: where these are exact, what it gives is in expectation above log Z.
+A ladder is a sequence of unnormalised densities, described by the arrays of `rungs`, of which slice k is rung k. Rung 0
+is normalised. The forward pass starts with exact samples of rung 0: the mean of its weights is an unbiased estimate of
+Z, and its logarithm is, in expectation, below log Z. The reverse pass starts with samples of the last rung:
+where these are exact, what it gives is in expectation above log Z.
 
 Source: Neal 2001, Annealed importance sampling; Grosse et al. 2015, Sandwiching the marginal likelihood using
 bidirectional Monte Carlo.

@@ -1,8 +1,8 @@
 """Log density of data, and bits per dimension, once log Z is known.
 
-The cleanest model is one of `x_0 = a_0 x + sigma_0 eps`, data with noise of sigma_0 = 0.01. The density of data x that is
-reported is that of the model at `a_0 x`, with the factor that makes it a density of x: `q(x) = a_0^D p_0(a_0 x)`, which is
-normalised. In terms of `y_0 = a_1 x_0`, whose density is `exp(F(y_0, 0)) / Z_0`:
+The cleanest model is one of `x_0 = a_0 x + sigma_0 eps`, data with noise of sigma_0 = 0.01. The density of data x that
+is reported is that of the model at `a_0 x`, with the factor that makes it a density of x: `q(x) = a_0^D p_0(a_0 x)`,
+which is normalised. In terms of `y_0 = a_1 x_0`, whose density is `exp(F(y_0, 0)) / Z_0`:
 
   log q(x) = F(a_1 a_0 x, 0) - log Z_0 + D log(a_1 a_0).
 
