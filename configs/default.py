@@ -76,6 +76,7 @@ def get_config():
 
   config.density = density = ml_collections.ConfigDict()
   density.split = 'test'  # whose log density is reported: train or test
+  density.levels = ()  # whose log Z is bracketed, level 0 at least; () for all of six, eleven of a thousand
   density.kernel = 'hmc'  # hmc or mala
   density.num_leapfrog = 5  # hmc: leapfrog steps
   density.acceptance = 0.0  # that the step sizes are tuned to; 0 for what suits the kernel
@@ -86,6 +87,21 @@ def get_config():
   density.num_steps = 1  # of the kernel at each rung
   density.data_steps = 1000  # of the kernel on the model, from diffused data, before the reverse pass
   density.num_draws = 8  # of the noise that dequantises each image
+
+  config.long_run = long_run = ml_collections.ConfigDict()
+  long_run.kernel = 'mala'  # ula, mala or hmc
+  long_run.num_leapfrog = 5  # hmc: leapfrog steps
+  long_run.level = 0
+  long_run.conditional = True  # p(y_t | x_{t+1}); False: the marginal of the level
+  long_run.num_chains = 100
+  long_run.num_steps = 100_000
+  long_run.thin = 1000  # steps from one state that is kept to the next
+  long_run.step_size = 0.0  # 0: tuned to the acceptance; for ula the s_t of training
+  long_run.acceptance = 0.0  # that the step size is tuned to; 0 for what suits the kernel
+  long_run.min_acceptance = 0.05  # below it the job stops
+  long_run.warmup_steps = 500  # that tune the step size
+  long_run.extractor = ''  # of features: classifier, inception or pixels; '' for what suits the data set
+  long_run.split = 'test'  # the data to compare with
 
   config.eval = evaluation = ml_collections.ConfigDict()
   evaluation.extractor = ''  # inception, classifier or pixels; '' for what suits the data set

@@ -5,7 +5,7 @@ import os
 
 import ml_collections
 
-from diffusion_ebm import energy, evaluate, noise_levels, optimizer, recovery, train_step
+from diffusion_ebm import energy, evaluate, langevin, noise_levels, optimizer, recovery, train_step
 from diffusion_ebm.energy import layers
 from diffusion_ebm.errors import UserError
 
@@ -20,7 +20,7 @@ _FREE = {
     'train.num_steps', 'train.log_every', 'train.sample_every', 'train.checkpoint_every', 'train.keep_checkpoints',
     'train.keep_every'}
 # Sections that say nothing about the run.
-_FREE_SECTIONS = ('eval', 'density')
+_FREE_SECTIONS = ('eval', 'density', 'long_run')
 
 
 def is_vector(config) -> bool:
@@ -114,11 +114,15 @@ def _problems(config, num_devices):
   for name in ('log_every', 'sample_every', 'checkpoint_every', 'keep_checkpoints'):
     at_least(f'train.{name}', train[name], 1)
   at_least('train.keep_every', train.keep_every, 0)
-  return problems + _eval_problems(config) + _density_problems(config.density)
+  return problems + _eval_problems(config) + _density_problems(config) + _long_run_problems(config)
 
 
-def _density_problems(density):
-  problems = []
+def _density_problems(config):
+  density, problems = config.density, []
+  top = {6: 5, 1000: 998}.get(config.diffusion.num_levels, 0)
+  for level in density.levels:
+    if not isinstance(level, int) or not 0 <= level <= top:
+      problems.append(f'density.levels names {level}, not in 0 .. {top}')
   for name, choices in (('split', ('train', 'test')), ('kernel', ('hmc', 'mala'))):
     if density[name] not in choices:
       problems.append(f'density.{name} is {density[name]!r}, not one of {", ".join(choices)}')
@@ -148,6 +152,26 @@ def _eval_problems(config):
     problems.append(f'eval.poll_seconds is {evaluation.poll_seconds}, but must be positive')
   if is_vector(config) and evaluation.extractor not in ('', 'pixels'):
     problems.append(f'eval.extractor is {evaluation.extractor!r}, but {config.data.name} needs pixels')
+  return problems
+
+
+def _long_run_problems(config):
+  long_run, problems = config.long_run, []
+  for name, choices in (('kernel', langevin.KERNELS), ('split', ('train', 'test')),
+                        ('extractor', ('', *evaluate.EXTRACTORS))):
+    if long_run[name] not in choices:
+      problems.append(f'long_run.{name} is {long_run[name]!r}, not one of {", ".join(filter(None, choices))}')
+  for name, low in (('num_leapfrog', 1), ('level', 0), ('num_chains', 2), ('thin', 1), ('step_size', 0),
+                    ('warmup_steps', 1), ('num_steps', long_run.thin)):
+    if long_run[name] < low:
+      problems.append(f'long_run.{name} is {long_run[name]}, but must be at least {low}')
+  if long_run.thin > 0 and long_run.num_steps % long_run.thin:
+    problems.append(f'long_run.num_steps is {long_run.num_steps}, not a multiple of long_run.thin, {long_run.thin}')
+  for name in ('acceptance', 'min_acceptance'):
+    if not 0 <= long_run[name] < 1:
+      problems.append(f'long_run.{name} is {long_run[name]}, not in [0, 1)')
+  if is_vector(config) and long_run.extractor not in ('', 'pixels'):
+    problems.append(f'long_run.extractor is {long_run.extractor!r}, but {config.data.name} needs pixels')
   return problems
 
 

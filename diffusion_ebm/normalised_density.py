@@ -70,7 +70,7 @@ def normalised_density(config, workdir: str, seed: int, step: int | None = None)
         f'the acceptance of the chains collapsed to {acceptance[low[0]]:.3f} at level {rungs.level[low[0]]}: try a '
         f'larger --config.density.rung_ess, a smaller --config.density.num_leapfrog or --config.density.kernel=mala')
   reverse = {}
-  for level in [t for t in sampling.shown_levels(model.levels.num_models) if t in reached]:
+  for level in sorted({0, *(config.density.levels or sampling.shown_levels(model.levels.num_models)[:-1])}):
     reverse[level] = estimator.reverse(rungs, step_sizes, reached[level], source)
   _save_ladder(folder, rungs, step_sizes, forward, reverse, acceptance)
 

@@ -93,6 +93,26 @@ def log_z_ladder(log_z: list[dict]) -> np.ndarray:
   return _to_array(figure)
 
 
+def curves(x, values: dict[str, np.ndarray], label: str) -> np.ndarray:
+  """One panel for each curve, the last points of (K,) and `x` (K + 1,) or (K,) side by side."""
+  figure, axes = _figure(1, len(values))
+  figure.set_size_inches(4 * len(values), 3)
+  for panel, (name, each) in zip(axes[0], values.items(), strict=True):
+    panel.plot(x[len(x) - len(each):], each)
+    panel.set(title=name, xlabel=label)
+  return _to_array(figure)
+
+
+def point_row(points: np.ndarray, titles: list[str], radius: float = 1.6) -> np.ndarray:
+  """Two-dimensional points (K, N, 2), a panel for each K."""
+  figure, axes = _figure(1, len(points))
+  for panel, part, title in zip(axes[0], points, titles, strict=True):
+    panel.plot(part[:, 0], part[:, 1], '.', ms=2, color='black')
+    panel.set(xlim=(-radius, radius), ylim=(-radius, radius), xticks=[], yticks=[], aspect='equal')
+    panel.set_title(title, fontsize=9)
+  return _to_array(figure)
+
+
 def histograms(values: dict[str, np.ndarray], label: str) -> np.ndarray:
   """Histograms of some sets of numbers, each in a panel where the others are far away."""
   figure, axes = _figure(1, 2)
