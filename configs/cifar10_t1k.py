@@ -10,7 +10,7 @@ def get_config():
   config.diffusion.temperature = 'one'
   config.model.quadratic = 1.0
   config.sampling.num_steps = 0
-  config.sampling.step_size = 0.1
+  config.sampling.step_size = 0.2
   config.sampling.step_size_rule = 'conditional'
   config.sampling.noise_scale = 1.0
   return config

@@ -86,6 +86,7 @@ def get_config():
   density.rung_ess = 0.999  # share of effective samples that is left from one rung of the ladder to the next
   density.num_steps = 1  # of the kernel at each rung
   density.data_steps = 1000  # of the kernel on the model, from diffused data, before the reverse pass
+  density.baselines = False  # fit a Gaussian mixture and kernels to the images too; for small images
   density.num_draws = 8  # of the noise that dequantises each image
 
   config.long_run = long_run = ml_collections.ConfigDict()

@@ -28,6 +28,7 @@ def get_config():
   config.train.sample_every = 500
   config.train.checkpoint_every = 250
   config.train.keep_every = 0
+  config.density.baselines = True
   config.eval.num_samples = 5_000
   config.eval.batch_size = 1000
   return config

@@ -16,7 +16,7 @@ def get_config():
   config.diffusion.temperature = 'one'
   config.sampling.num_steps = 0
   config.sampling.generation_steps = 0
-  config.sampling.step_size = 0.1
+  config.sampling.step_size = 0.2
   config.sampling.step_size_rule = 'conditional'
   config.sampling.noise_scale = 1.0
   config.train.batch_size = 256

@@ -10,10 +10,10 @@ def get_config():
   config.diffusion.num_levels = 1000
   config.diffusion.temperature = 'one'
   config.sampling.num_steps = 0
-  config.sampling.step_size = 0.1
-  config.train.batch_size = 1024
-  config.train.num_steps = 6000
-  config.train.ema_decay = 0.999
-  config.train.sample_every = 6000
+  config.sampling.step_size = 0.2
+  config.train.batch_size = 256
+  config.train.num_steps = 4000
+  config.train.ema_decay = 0.998
+  config.train.sample_every = 4000
   config.train.checkpoint_every = 1000
   return config

@@ -130,6 +130,8 @@ def _density_problems(config):
                     ('num_draws', 1)):
     if density[name] < low:
       problems.append(f'density.{name} is {density[name]}, but must be at least {low}')
+  if density.baselines and is_vector(config):
+    problems.append(f'density.baselines is for images, not for {config.data.name}')
   if not 0 < density.rung_ess < 1:
     problems.append(f'density.rung_ess is {density.rung_ess}, not in (0, 1)')
   for name in ('acceptance', 'min_acceptance'):

@@ -9,7 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_ebm import (
-  checkpoints, data, energy, generate, interrupts, langevin, noise_levels, parallel, pictures, recovery, train_step)
+  checkpoints,
+  data,
+  energy,
+  generate,
+  interrupts,
+  langevin,
+  noise_levels,
+  parallel,
+  pictures,
+  recovery,
+  train_step,
+)
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 from diffusion_ebm import workdir as workdir_lib

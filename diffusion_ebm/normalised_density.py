@@ -12,7 +12,7 @@ from diffusion_ebm import checkpoints, data, generate, langevin, noise_levels, p
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 from diffusion_ebm import workdir as workdir_lib
-from diffusion_ebm.density import ais, ladder, log_prob, results
+from diffusion_ebm.density import ais, baselines, ladder, log_prob, results
 from diffusion_ebm.errors import DivergedError, UserError
 from diffusion_ebm.progress import Progress
 
@@ -90,6 +90,8 @@ def normalised_density(config, workdir: str, seed: int, step: int | None = None)
   _log.info('log density of the %s split', config.density.split)
   values = estimator.log_densities(source, log_z[0]['log_z'])
   record = _record(config, model, state, seed, source, log_z, values, len(rungs.level), time.monotonic() - began)
+  if config.density.baselines:
+    record['baselines'] = _baselines(config, source, dim, seed)
   results.write(folder, record)
   train = estimator.log_densities(data.load_source(config.data, 'train'), log_z[0]['log_z'], len(values['clean']))
   pictures.save_png(os.path.join(folder, 'log_z.png'), pictures.log_z_ladder(log_z))
@@ -139,6 +141,23 @@ def _say(record, folder):
     said += (f'; bits per dimension of the {record["split"]} split {record["bits_per_dim"]:.3f} '
              f'({record["bits_per_dim_lower"]:.3f} .. {record["bits_per_dim_upper"]:.3f})')
   _log.info('%s; %s', said, os.path.join(folder, 'results.json'))
+
+
+def _baselines(config, source, dim, seed):
+  """Bits per dimension of simple densities on the same images, dequantised alike."""
+  def images(source):
+    return np.asarray(train_step.to_unit_range(source.read(np.arange(len(source)))))
+
+  train, width, found = data.load_source(config.data, 'train'), config_lib.grey_width(config), {}
+  for name in baselines.BASELINES:
+    _log.info('baseline: %s, its settings by cross-validation', name.replace('_', ' '))
+    values, settings = baselines.log_densities(
+        name, images(train), images(source), width, config.density.num_draws, seed)
+    bits = log_prob.bits_per_dim(values, dim, width)
+    found[name] = {'bits_per_dim': float(bits.mean()), 'standard_error': float(bits.std() / np.sqrt(len(bits))),
+                   'settings': settings}
+    _log.info('%s: %.3f bits per dimension', name.replace('_', ' '), found[name]['bits_per_dim'])
+  return found
 
 
 def _save_ladder(folder, rungs, step_sizes, forward, reverse, acceptance):
