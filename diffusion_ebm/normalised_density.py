@@ -24,6 +24,7 @@ _CHUNK = 64
 _PILOT, _FORWARD, _REVERSE, _DATA, _MIX = 0xA150, 0xA151, 0xA152, 0xA153, 0xA154
 _FIRST_STEP_SIZE = 0.3
 _FEW = 2.0  # effective samples below which an estimate says nothing
+_CROSSED = 3.0  # standard errors, of both ends, by which they may cross
 
 
 def normalised_density(config, workdir: str, seed: int, step: int | None = None) -> dict:
@@ -77,14 +78,13 @@ def normalised_density(config, workdir: str, seed: int, step: int | None = None)
   dim = int(np.prod(model.shape))
   log_z = []
   for level, weights in reverse.items():
-    up, down = ais.estimate(forward[reached[level]]), ais.reverse_estimate(weights)
     # From x_t to y_t = a_{t+1} x_t.
     shift = dim * float(np.log(model.levels.noise.a_y[level + 1]))
-    log_z.append({
-        'level': level, 'log_z': 0.5 * (up.log_z + down.log_z) + shift,
-        'lower': up.log_z - 2 * up.standard_error + shift, 'upper': down.log_z + 2 * down.standard_error + shift,
-        'forward': {**up._asdict(), 'log_z': up.log_z + shift},
-        'reverse': {**down._asdict(), 'log_z': down.log_z + shift}})
+    up, down = (end._replace(log_z=end.log_z + shift)
+                for end in (ais.estimate(forward[reached[level]]), ais.reverse_estimate(weights)))
+    lower, upper = ais.bracket(up, down)
+    log_z.append({'level': level, 'log_z': 0.5 * (up.log_z + down.log_z), 'lower': lower, 'upper': upper,
+                  'forward': up._asdict(), 'reverse': down._asdict()})
     _warn(log_z[-1], config.density.num_chains)
 
   _log.info('log density of the %s split', config.density.split)
@@ -109,6 +109,11 @@ def _warn(entry, num_chains):
           'level %d: %.1f effective of %d samples in the %s pass: the bracket may miss log Z; use more rungs '
           '(a larger --config.density.rung_ess) or more steps (--config.density.num_steps)',
           entry['level'], entry[end]['ess'], num_chains, end)
+  forward, reverse = entry['forward'], entry['reverse']
+  if forward['log_z'] - reverse['log_z'] > _CROSSED * (forward['standard_error'] + reverse['standard_error']):
+    _log.warning(
+        'level %d: the reverse pass ends below the forward one: the data-side chains have not reached all of the model '
+        '(more --config.density.data_steps), or it holds mass where there are no data', entry['level'])
 
 
 def _record(config, model, state, seed, source, log_z, values, num_rungs, seconds):

@@ -50,9 +50,7 @@ class AnnealTest(parameterized.TestCase):
   @parameterized.parameters((2, 60, 500, 0.05), (64, 300, 100, 0.5))
   def test_the_truth_is_between_the_two_ends(self, dim, num_rungs, n, gap):
     forward, reverse = both_passes(dim, num_rungs, n, 5, 0.5)
-    low = forward.log_z - 2.5 * forward.standard_error
-    high = reverse.log_z + 2.5 * reverse.standard_error
-    self.assertBetween(log_z(dim), low, high)
+    self.assertBetween(log_z(dim), *ais.bracket(forward, reverse))
     self.assertLess(abs(reverse.log_z - forward.log_z), gap)
     self.assertGreater(forward.ess, 0.1 * n)
 
@@ -83,6 +81,11 @@ class EstimateTest(absltest.TestCase):
     self.assertAlmostEqual(found.standard_error, weights.std() / weights.mean() / np.sqrt(999), places=9)
     self.assertAlmostEqual(found.ess, weights.sum()**2 / np.sum(weights**2), places=6)
     self.assertAlmostEqual(ais.reverse_estimate(-np.log(weights)).log_z, -np.log(np.mean(1 / weights)), places=9)
+
+  def test_the_bracket_holds_both_ends_and_their_errors(self):
+    low, high = ais.Estimate(1.0, 0.1, 50.0), ais.Estimate(1.5, 0.2, 50.0)
+    np.testing.assert_allclose(ais.bracket(low, high), (0.8, 1.9))
+    np.testing.assert_allclose(ais.bracket(high, low), (0.8, 1.9))
 
   def test_the_next_rung_is_where_the_effective_samples_are(self):
     # For normal log ratios of variance v, a move by b leaves exp(-b^2 v) of the samples.

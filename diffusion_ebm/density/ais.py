@@ -89,6 +89,17 @@ def reverse_estimate(log_weights) -> Estimate:
   return forward._replace(log_z=-forward.log_z)
 
 
+def bracket(forward: Estimate, reverse: Estimate) -> tuple[float, float]:
+  """`(lower, upper)` bounds of log Z: all that lies within two standard errors of either end or between them.
+
+  Args:
+    forward: whose expectation is below log Z.
+    reverse: whose expectation is above it, if it started with exact samples.
+  """
+  ends = [end.log_z + sign * 2 * end.standard_error for end in (forward, reverse) for sign in (-1, 1)]
+  return min(ends), max(ends)
+
+
 def increment_ess(differences, fraction: float) -> float:
   """The share of effective samples, in (0, 1], after a move by `fraction` of the way between two log densities.
 
