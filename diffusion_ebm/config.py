@@ -93,8 +93,8 @@ def _problems(config, num_devices):
   at_least('sampling.num_steps', sampling.num_steps, 0)
   at_least('sampling.generation_steps', sampling.generation_steps, -1)
   if config.diffusion.num_levels != 1000 and (sampling.num_steps == 0 or sampling.generation_steps == -1):
-    problems.append('sampling.num_steps 0 and generation_steps -1, the normal approximation, hold for little noise a '
-                    'level: they need diffusion.num_levels 1000')
+    problems.append('sampling.num_steps 0 and sampling.generation_steps -1, the normal approximation, hold for little '
+                    'noise a level: they need diffusion.num_levels 1000')
   positive('sampling.step_size', sampling.step_size)
   one_of('sampling.step_size_rule', sampling.step_size_rule, recovery.STEP_SIZE_RULES)
   at_least('sampling.noise_scale', sampling.noise_scale, 0)

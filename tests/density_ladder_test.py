@@ -50,8 +50,8 @@ class LadderTest(absltest.TestCase):
     n = 400
     keys = jax.random.split(jax.random.key(1), n)
     white, noise = jax.random.normal(jax.random.key(2), (2, n, DIM))
-    run = jax.jit(lambda rungs, steps, x: ais.anneal(
-        lambda rung: ladder.rung_log_density(self.levels, self.network, {}, rung), self.kernel, rungs, steps, x, keys, 1))
+    target_of = lambda rung: ladder.rung_log_density(self.levels, self.network, {}, rung)  # noqa: E731
+    run = jax.jit(lambda rungs, steps, x: ais.anneal(target_of, self.kernel, rungs, steps, x, keys, 1))
     _, gains, acceptance = run(self.rungs, self.step_sizes, white)
     weights = np.cumsum(np.asarray(gains, np.float64), axis=0)
     self.assertGreater(float(acceptance.mean()), 0.6)

@@ -229,7 +229,7 @@ class RecoveryTest(parameterized.TestCase):
       levels = recovery.Levels(noise, np.full(2, 0.01))
       x_pos = noise.a_cum[0] * DATA_STD * z + noise.sigma_cum[0] * eps
       level = jnp.zeros(len(z), int)
-      f = lambda theta: lambda y: -0.01 * theta * jnp.sum(y**4, axis=-1) / 4  # noqa: E731
+      f = lambda theta: lambda y: -0.01 * theta * jnp.sum(y**4, axis=-1) / 4  # noqa: B023, E731
       ours = jax.grad(lambda theta: jnp.sum(weights * recovery.score_matching_loss(
           levels, f(theta), x_pos, eps, level)[0]))(1.5)  # noqa: B023
       # The recovery likelihood's: E grad f(y_neg) - E grad f(y), with the negatives from the exact conditional.
