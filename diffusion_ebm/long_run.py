@@ -38,9 +38,10 @@ _BATCH = 500
 def long_run(config, workdir: str, seed: int, step: int | None = None) -> dict:
   """Runs chains on `p(y_t | x_{t+1})` or on the marginal of a level, from generated samples.
 
-  Writes to `long_run/NAME/` in the workdir, where NAME says kernel, target, level, seed and step: `states.npy`, the
- `results.json`; `strip.png` and `curves.png`. The job may be stopped at any moment; the same
-  command goes on.
+  Writes to `long_run/NAME/` in the workdir, where NAME says kernel, target, level, seed and step: `states.bin`, the
+  thinned states `y_t = a_{t+1} x_t`, plain float32 (K + 1, N, ...), the first of which is the start; `log_density.bin`
+  and `acceptance.bin`, likewise (K + 1, N); `results.json`; `strip.png` and `curves.png`. The job may be stopped at any
+  moment; the same command goes on, also to a larger `num_steps`.
 
   Args:
     config: the configuration; the `long_run` section says how.
@@ -154,9 +155,6 @@ class _Chains:
   def to_x(self, y):
     return y / self._a
 
-  def to_y(self, x):
-    return x * self._a
-
 
 def _run(chains, folder, stop_requested):
   """Runs, or goes on with, what the folder holds; returns its record: `step_size`, `done`, `settings`."""
@@ -168,7 +166,7 @@ def _run(chains, folder, stop_requested):
     y, x_next = chains.start()
     record = {'settings': settings, 'step_size': chains.tune(y, x_next), 'done': 0}
     np.save(os.path.join(folder, 'x_next.npy'), x_next)
-    for name, first in (('states', chains.to_x(y)), ('log_density', chains.log_density(y, x_next)),
+    for name, first in (('states', y), ('log_density', chains.log_density(y, x_next)),
                         ('acceptance', np.ones(len(y)))):
       _append(os.path.join(folder, f'{name}.bin'), np.asarray(first, np.float32), 0)
     _write(path, record)
@@ -177,7 +175,7 @@ def _run(chains, folder, stop_requested):
     raise UserError(f'{folder} holds chains of other settings ({changed}): delete it, or use another --seed')
   x_next = np.load(os.path.join(folder, 'x_next.npy'))
   thin, total = chains.settings.thin, chains.settings.num_steps
-  y = chains.to_y(_open(folder, 'states', record['done'] // thin + 1, x_next.shape)[-1])
+  y = np.asarray(_open(folder, 'states', record['done'] // thin + 1, x_next.shape)[-1])
   _log.info('step size %.4g%s', record['step_size'], f'; going on from step {record["done"]}' if record['done'] else '')
   progress = Progress('long run', total, record['done'])
   while record['done'] < total:
@@ -193,7 +191,7 @@ def _run(chains, folder, stop_requested):
                       f'smaller --config.long_run.step_size than {record["step_size"]:.3g}, or raise '
                       f'--config.long_run.warmup_steps')
     count = record['done'] // thin + 1
-    for name, values in (('states', chains.to_x(y)), ('log_density', log_density), ('acceptance', acceptance)):
+    for name, values in (('states', y), ('log_density', log_density), ('acceptance', acceptance)):
       _append(os.path.join(folder, f'{name}.bin'), values.astype(np.float32), count)
     record['done'] += thin
     _write(path, record)
@@ -239,7 +237,7 @@ def _summarise(config, model, folder, chains, record, step, seed):
   states = _open(folder, 'states', count, x_next_shape)
   log_density, acceptance = (_open(folder, name, count, x_next_shape[:1]) for name in ('log_density', 'acceptance'))
   distance = _Distance(config, model, os.path.dirname(folder))
-  frechet, precision = np.array([distance(np.asarray(each)) for each in states]).T
+  frechet, precision = np.array([distance(chains.to_x(np.asarray(each))) for each in states]).T
   steps = np.arange(count) * settings.thin
 
   result = {
@@ -256,7 +254,7 @@ def _summarise(config, model, folder, chains, record, step, seed):
             f'Frechet distance ({distance.name})': frechet, 'precision (k = 5)': precision}
   pictures.save_png(os.path.join(folder, 'curves.png'), pictures.curves(steps, curves, 'step'))
   times = np.unique(np.linspace(0, count - 1, _SHOWN_TIMES).astype(int))
-  shown = np.asarray(states[times])
+  shown = chains.to_x(np.asarray(states[times]))
   if shown.ndim > 3:
     strip = distance.finished(shown[:, :_SHOWN_CHAINS].swapaxes(0, 1).reshape(-1, *shown.shape[2:]))
     picture = pictures.image_grid(strip, len(times))

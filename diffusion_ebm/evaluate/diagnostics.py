@@ -24,7 +24,8 @@ def summarise(traces, pooled: bool) -> dict[str, float | None]:
 
   groups = [traces] if pooled else [trace[None] for trace in traces]
   ess = np.array([array_stats.ess(group) for group in groups], float)
-  r_hat = np.array([array_stats.rhat(group) for group in groups], float)
+  halves = [traces] if pooled else [trace[:len(trace) // 2 * 2].reshape(2, -1) for trace in traces]
+  r_hat = np.array([array_stats.rhat(group) for group in halves], float)
   autocorrelation = np.mean([array_stats.autocorr(trace)[1] for trace in traces])
   found = {'ess': np.median(ess), 'r_hat': np.median(r_hat), 'r_hat_max': np.max(r_hat),
            'autocorrelation': autocorrelation}
