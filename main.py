@@ -17,7 +17,7 @@ from diffusion_ebm import compilation
 from diffusion_ebm import config as config_lib
 from diffusion_ebm.errors import UserError
 
-_MODES = ('train', 'sample', 'grid', 'eval', 'inpaint', 'interpolate', 'ood')
+_MODES = ('train', 'sample', 'grid', 'eval', 'density', 'long_run', 'inpaint', 'interpolate', 'ood')
 
 _MODE = flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, samples and logs go.')
@@ -157,6 +157,12 @@ def _run(config):
   elif _MODE.value == 'grid':
     from diffusion_ebm import grid_density
     grid_density.grid_density(config, _WORKDIR.value, _SEED.value, _STEP.value)
+  elif _MODE.value == 'density':
+    from diffusion_ebm import normalised_density
+    normalised_density.normalised_density(config, _WORKDIR.value, _SEED.value, _STEP.value)
+  elif _MODE.value == 'long_run':
+    from diffusion_ebm import long_run
+    long_run.long_run(config, _WORKDIR.value, _SEED.value, _STEP.value)
   elif _MODE.value == 'eval':
     for flag in (_NUM_SAMPLES, _SEED):
       if flag.present:

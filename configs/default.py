@@ -14,6 +14,8 @@ def get_config():
   data.image_size = 32
   data.num_channels = 3
   data.random_flip = True
+  data.grey_levels = 256  # of the images, over 0..255
+  data.dequantize = False  # train on images with uniform noise of the width of a grey level, for densities
   data.train_split = 'train'  # images: the sub-folder, '' for everything
   data.test_split = 'test'
   data.strict = False  # refuse damaged images instead of leaving them out
@@ -38,14 +40,17 @@ def get_config():
   model.remat = False  # recompute activations in the backward pass: less memory, more time
   model.num_layers = 3  # mlp: hidden layers
   model.num_frequencies = 0  # mlp: sines and cosines of 2^k pi y / 4 beside the coordinates
+  model.quadratic = 0.0  # q: f = network - q |y|^2 / 2; 1 makes a normal density a factor of the model
   model.output_scale = 1.0  # mlp: factor of the output; about the s_t^2 of the cleanest level
 
   config.diffusion = ml_collections.ConfigDict()
   config.diffusion.num_levels = 6  # 6 (T6) or 1000 (T1k)
+  config.diffusion.temperature = 'step_size'  # log density f / s_t^2, as published; 'one': f itself; docs/density.md
 
   config.sampling = sampling = ml_collections.ConfigDict()
-  sampling.num_steps = 30  # K, Langevin steps at each level
-  sampling.generation_steps = 0  # K in generation, 0 for num_steps; a little trained model gains from longer chains
+  sampling.num_steps = 30  # K, Langevin steps at each level; 0: normal approximation, one gradient a level (T1k)
+  # K in generation, 0 for num_steps, -1 for the normal approximation; a little trained model gains from longer chains
+  sampling.generation_steps = 0
   sampling.step_size = 2e-4  # b^2; docs/step_sizes.md
   sampling.step_size_rule = 'cumulative'  # or conditional: s_t^2 = b^2 sigma_{t+1}^2, without sbar_t / sbar_0
   sampling.noise_scale = 0.99  # eta in generation; training always uses 1
@@ -56,6 +61,7 @@ def get_config():
   train.batch_size = 64  # over all devices
   train.micro_batches = 1  # parts of each device's batch that are computed one after another: less memory
   train.num_steps = 1_000_000
+  train.objective = 'recovery'  # or dsm: denoising score matching, its limit of little noise
   train.optimizer = 'adam'  # adam or adamax
   train.learning_rate = 1e-4
   train.beta_1 = 0.9
@@ -70,6 +76,36 @@ def get_config():
   train.keep_checkpoints = 3  # the newest ones
   train.keep_every = 50_000  # and each one at a multiple of this step; 0 for none
   train.stop_on_save_error = False  # on a full disk, stop instead of warning and trying again with the next checkpoint
+
+  config.density = density = ml_collections.ConfigDict()
+  density.split = 'test'  # whose log density is reported: train or test
+  density.levels = ()  # whose log Z is bracketed, level 0 at least; () for all of six, eleven of a thousand
+  density.kernel = 'hmc'  # hmc or mala
+  density.num_leapfrog = 5  # hmc: leapfrog steps
+  density.acceptance = 0.0  # that the step sizes are tuned to; 0 for what suits the kernel
+  density.min_acceptance = 0.1  # below it, chains count as stuck
+  density.num_chains = 256
+  density.pilot_chains = 128  # of the run that chooses the rungs and their step sizes
+  density.rung_ess = 0.999  # share of effective samples that is left from one rung of the ladder to the next
+  density.num_steps = 1  # of the kernel at each rung
+  density.data_steps = 1000  # of the kernel on the model, from diffused data, before the reverse pass
+  density.baselines = False  # fit a Gaussian mixture and kernels to the images too; for small images
+  density.num_draws = 8  # of the noise that dequantises each image
+
+  config.long_run = long_run = ml_collections.ConfigDict()
+  long_run.kernel = 'mala'  # ula, mala or hmc
+  long_run.num_leapfrog = 5  # hmc: leapfrog steps
+  long_run.level = 0
+  long_run.conditional = True  # p(y_t | x_{t+1}); False: the marginal of the level
+  long_run.num_chains = 100
+  long_run.num_steps = 100_000
+  long_run.thin = 1000  # steps from one state that is kept to the next
+  long_run.step_size = 0.0  # 0: tuned to the acceptance; for ula the s_t of training
+  long_run.acceptance = 0.0  # that the step size is tuned to; 0 for what suits the kernel
+  long_run.min_acceptance = 0.05  # below it the job stops
+  long_run.warmup_steps = 500  # that tune the step size
+  long_run.extractor = ''  # of features: classifier, inception or pixels; '' for what suits the data set
+  long_run.split = 'test'  # the data to compare with
 
   config.eval = evaluation = ml_collections.ConfigDict()
   evaluation.extractor = ''  # inception, classifier or pixels; '' for what suits the data set

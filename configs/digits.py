@@ -9,6 +9,7 @@ def get_config():
   config.data.image_size = 8
   config.data.num_channels = 1
   config.data.random_flip = False
+  config.data.grey_levels = 17
   config.model.ch = 32
   config.model.ch_mult = (1, 2)
   config.model.num_res_blocks = 1
@@ -27,6 +28,7 @@ def get_config():
   config.train.sample_every = 500
   config.train.checkpoint_every = 250
   config.train.keep_every = 0
+  config.density.baselines = True
   config.eval.num_samples = 5_000
   config.eval.batch_size = 1000
   return config

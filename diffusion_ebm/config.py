@@ -6,7 +6,7 @@ import os
 
 import ml_collections
 
-from diffusion_ebm import energy, evaluate, noise_levels, optimizer, recovery
+from diffusion_ebm import energy, evaluate, langevin, noise_levels, optimizer, recovery, train_step
 from diffusion_ebm.energy import layers
 from diffusion_ebm.errors import UserError
 
@@ -24,12 +24,17 @@ _FREE = {
     'train.num_steps', 'train.micro_batches', 'train.log_every', 'train.sample_every', 'train.checkpoint_every',
     'train.keep_checkpoints', 'train.keep_every', 'train.max_bad_steps', 'train.stop_on_save_error'}
 # Sections that say nothing about the run.
-_FREE_SECTIONS = ('eval',)
+_FREE_SECTIONS = ('eval', 'density', 'long_run')
 
 
 def is_vector(config) -> bool:
   """Whether the data are vectors, not images."""
   return config.data.name == 'toy2d'
+
+
+def grey_width(config) -> float:
+  """Distance between two grey levels of the images, in [-1, 1]."""
+  return 2 / (config.data.grey_levels - 1)
 
 
 def resolve(config) -> ml_collections.ConfigDict:
@@ -80,6 +85,7 @@ def _problems(config, num_devices):
   require(data.name, 'data.name is empty: name a data set')
   positive('data.max_memory_gb', data.max_memory_gb)
   at_least('data.num_workers', data.num_workers, 0)
+  at_least('data.grey_levels', data.grey_levels, 2)
 
   one_of('model.name', model.name, ('resnet', 'mlp'))
   one_of('model.dtype', model.dtype, tuple(energy.DTYPES))
@@ -89,16 +95,22 @@ def _problems(config, num_devices):
   if is_vector(config):
     require(model.name == 'mlp', f'model.name is {model.name!r}, but {data.name} needs mlp')
     require(not data.random_flip, f'data.random_flip is for images, not for {data.name}')
+    require(not data.dequantize, f'data.dequantize is for images, not for {data.name}')
+  else:
+    problems += _image_problems(data, model)
+  if model.name == 'mlp':
     at_least('model.num_layers', model.num_layers, 1)
     at_least('model.num_frequencies', model.num_frequencies, 0)
     positive('model.output_scale', model.output_scale)
-  else:
-    require(model.name != 'mlp', f"model.name is 'mlp', but {data.name} needs resnet")
-    problems += _image_problems(data, model)
 
   one_of('diffusion.num_levels', config.diffusion.num_levels, noise_levels.NUM_LEVELS)
-  at_least('sampling.num_steps', sampling.num_steps, 1)
-  at_least('sampling.generation_steps', sampling.generation_steps, 0)
+  one_of('diffusion.temperature', config.diffusion.temperature, recovery.TEMPERATURES)
+  at_least('model.quadratic', model.quadratic, 0)
+  at_least('sampling.num_steps', sampling.num_steps, 0)
+  at_least('sampling.generation_steps', sampling.generation_steps, -1)
+  if config.diffusion.num_levels != 1000 and (sampling.num_steps == 0 or sampling.generation_steps == -1):
+    problems.append('sampling.num_steps 0 and sampling.generation_steps -1, the normal approximation, hold for little '
+                    'noise a level: they need diffusion.num_levels 1000')
   positive('sampling.step_size', sampling.step_size)
   one_of('sampling.step_size_rule', sampling.step_size_rule, recovery.STEP_SIZE_RULES)
   at_least('sampling.noise_scale', sampling.noise_scale, 0)
@@ -116,6 +128,7 @@ def _problems(config, num_devices):
       problems.append("train.micro_batches is for norms other than model.norm='batch', which needs the whole batch")
   at_least('train.num_steps', train.num_steps, 0)
   one_of('train.optimizer', train.optimizer, optimizer.OPTIMIZERS)
+  one_of('train.objective', train.objective, train_step.OBJECTIVES)
   positive('train.learning_rate', train.learning_rate)
   require(0 <= train.beta_1 < 1, f'train.beta_1 is {train.beta_1}, not in [0, 1)')
   at_least('train.warmup_steps', train.warmup_steps, 0)
@@ -124,7 +137,30 @@ def _problems(config, num_devices):
   for name in ('log_every', 'sample_every', 'checkpoint_every', 'keep_checkpoints', 'max_bad_steps'):
     at_least(f'train.{name}', train[name], 1)
   at_least('train.keep_every', train.keep_every, 0)
-  return problems + _eval_problems(config)
+  return problems + _eval_problems(config) + _density_problems(config) + _long_run_problems(config)
+
+
+def _density_problems(config):
+  density, problems = config.density, []
+  top = {6: 5, 1000: 998}.get(config.diffusion.num_levels, 0)
+  for level in density.levels:
+    if not isinstance(level, int) or not 0 <= level <= top:
+      problems.append(f'density.levels names {level}, not in 0 .. {top}')
+  for name, choices in (('split', ('train', 'test')), ('kernel', ('hmc', 'mala'))):
+    if density[name] not in choices:
+      problems.append(f'density.{name} is {density[name]!r}, not one of {", ".join(choices)}')
+  for name, low in (('num_leapfrog', 1), ('num_chains', 2), ('pilot_chains', 2), ('num_steps', 1), ('data_steps', 0),
+                    ('num_draws', 1)):
+    if density[name] < low:
+      problems.append(f'density.{name} is {density[name]}, but must be at least {low}')
+  if density.baselines and is_vector(config):
+    problems.append(f'density.baselines is for images, not for {config.data.name}')
+  if not 0 < density.rung_ess < 1:
+    problems.append(f'density.rung_ess is {density.rung_ess}, not in (0, 1)')
+  for name in ('acceptance', 'min_acceptance'):
+    if not 0 <= density[name] < 1:
+      problems.append(f'density.{name} is {density[name]}, not in [0, 1)')
+  return problems
 
 
 def _eval_problems(config):
@@ -141,6 +177,26 @@ def _eval_problems(config):
     problems.append(f'eval.poll_seconds is {evaluation.poll_seconds}, but must be positive')
   if is_vector(config) and evaluation.extractor not in ('', 'pixels'):
     problems.append(f'eval.extractor is {evaluation.extractor!r}, but {config.data.name} needs pixels')
+  return problems
+
+
+def _long_run_problems(config):
+  long_run, problems = config.long_run, []
+  for name, choices in (('kernel', langevin.KERNELS), ('split', ('train', 'test')),
+                        ('extractor', ('', *evaluate.EXTRACTORS))):
+    if long_run[name] not in choices:
+      problems.append(f'long_run.{name} is {long_run[name]!r}, not one of {", ".join(filter(None, choices))}')
+  for name, low in (('num_leapfrog', 1), ('level', 0), ('num_chains', 2), ('thin', 1), ('step_size', 0),
+                    ('warmup_steps', 1), ('num_steps', long_run.thin)):
+    if long_run[name] < low:
+      problems.append(f'long_run.{name} is {long_run[name]}, but must be at least {low}')
+  if long_run.thin > 0 and long_run.num_steps % long_run.thin:
+    problems.append(f'long_run.num_steps is {long_run.num_steps}, not a multiple of long_run.thin, {long_run.thin}')
+  for name in ('acceptance', 'min_acceptance'):
+    if not 0 <= long_run[name] < 1:
+      problems.append(f'long_run.{name} is {long_run[name]}, not in [0, 1)')
+  if is_vector(config) and long_run.extractor not in ('', 'pixels'):
+    problems.append(f'long_run.extractor is {long_run.extractor!r}, but {config.data.name} needs pixels')
   return problems
 
 

@@ -24,9 +24,14 @@ def normalised(params, u):
   return spectral_norm.normalise(params, spectral_norm.iterate(params, u, _POWER_ITERATIONS))
 
 
+def single_device(network):
+  """The network for use outside `pmap`, or where no example depends on the others."""
+  return network.clone(axis_name=None) if hasattr(network, 'axis_name') else network
+
+
 def generation_steps(config) -> int:
-  """K in generation: Langevin steps at each level."""
-  return config.sampling.generation_steps or config.sampling.num_steps
+  """K in generation: Langevin steps at each level, 0 for the normal approximation."""
+  return max(config.sampling.generation_steps or config.sampling.num_steps, 0)
 
 
 def sample_keys(seed: int, index, stream: int = _STREAM):

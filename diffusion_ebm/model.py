@@ -42,6 +42,7 @@ def build(config) -> Model:
   sampling = config.sampling
   return Model(
       shape=shape,
-      levels=recovery.make_levels(config.diffusion.num_levels, sampling.step_size, sampling.step_size_rule),
+      levels=recovery.make_levels(
+          config.diffusion.num_levels, sampling.step_size, sampling.step_size_rule, config.diffusion.temperature),
       network=energy.make_network(config.model, parallel.AXIS),
       tx=tx, schedule=schedule, state=parallel.replicate(init(jax.random.key(config.seed))))

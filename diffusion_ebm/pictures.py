@@ -71,6 +71,63 @@ def _to_array(figure) -> np.ndarray:
   return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
+def log_z_ladder(log_z: list[dict]) -> np.ndarray:
+  """Log Z level by level with its bracket, and the effective sample sizes, from records with `level`, `log_z`, ..."""
+  figure, axes = _figure(1, 3)
+  figure.set_size_inches(13, 4)
+  level = [entry['level'] for entry in log_z]
+  middle, lower, upper = (np.array([entry[key] for entry in log_z]) for key in ('log_z', 'lower', 'upper'))
+  axes[0, 0].plot(level, middle, 'o-')
+  axes[0, 0].set(title='log Z (nats)', xlabel='level')
+  axes[0, 1].axhline(0, color='grey', lw=0.5)
+  for end in ('forward', 'reverse'):
+    values = np.array([entry[end]['log_z'] for entry in log_z])
+    errors = np.array([2 * entry[end]['standard_error'] for entry in log_z])
+    axes[0, 1].errorbar(level, values - middle, errors, fmt='o', capsize=3, label=end)
+    axes[0, 2].plot(level, [entry[end]['ess'] for entry in log_z], 'o-', label=end)
+  axes[0, 1].fill_between(level, lower - middle, upper - middle, alpha=0.2)
+  axes[0, 1].set(title='its bracket: distance from the middle', xlabel='level')
+  axes[0, 2].set(title='effective sample size', xlabel='level', yscale='log')
+  for column in (1, 2):
+    axes[0, column].legend(fontsize=8)
+  return _to_array(figure)
+
+
+def curves(x, values: dict[str, np.ndarray], label: str) -> np.ndarray:
+  """One panel for each curve, the last points of (K,) and `x` (K + 1,) or (K,) side by side."""
+  figure, axes = _figure(1, len(values))
+  figure.set_size_inches(4 * len(values), 3)
+  for panel, (name, each) in zip(axes[0], values.items(), strict=True):
+    panel.plot(x[len(x) - len(each):], each)
+    panel.set(title=name, xlabel=label)
+  return _to_array(figure)
+
+
+def point_row(points: np.ndarray, titles: list[str], radius: float = 1.6) -> np.ndarray:
+  """Two-dimensional points (K, N, 2), a panel for each K."""
+  figure, axes = _figure(1, len(points))
+  for panel, part, title in zip(axes[0], points, titles, strict=True):
+    panel.plot(part[:, 0], part[:, 1], '.', ms=2, color='black')
+    panel.set(xlim=(-radius, radius), ylim=(-radius, radius), xticks=[], yticks=[], aspect='equal')
+    panel.set_title(title, fontsize=9)
+  return _to_array(figure)
+
+
+def histograms(values: dict[str, np.ndarray], label: str) -> np.ndarray:
+  """Histograms of some sets of numbers, each in a panel where the others are far away."""
+  figure, axes = _figure(1, 2)
+  figure.set_size_inches(11, 4)
+  everything = np.concatenate(list(values.values()))
+  near = np.concatenate([each for name, each in values.items() if name != 'noise'])
+  for panel, numbers in zip(axes[0], (near, everything), strict=True):
+    bins = np.linspace(numbers.min(), numbers.max() + 1e-6, 60)
+    for name, each in values.items():
+      panel.hist(each, bins, density=True, alpha=0.5, label=name)
+    panel.set(xlabel=label, yticks=[])
+    panel.legend(fontsize=8)
+  return _to_array(figure)
+
+
 def _points(axes, points, radius):
   axes.plot(points[:, 0], points[:, 1], ',', color='black')
   axes.set(xlim=(-radius, radius), ylim=(-radius, radius), xticks=[], yticks=[], aspect='equal')

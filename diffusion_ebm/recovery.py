@@ -17,6 +17,7 @@ from diffusion_ebm import langevin, noise_levels
 from diffusion_ebm.noise_levels import at
 
 STEP_SIZE_RULES = ('cumulative', 'conditional')
+TEMPERATURES = ('step_size', 'one')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,17 +26,24 @@ class Levels:
 
   Attributes:
     noise: the forward process.
-    step_variance: s_t^2, (T,) float64: the squared step size, and the temperature of the network's output.
+    step_variance: s_t^2, (T,) float64: the squared step size.
+    temperature: what the network's output is divided by to give a log density, (T,) float64; s_t^2 unless it is given.
   """
   noise: noise_levels.NoiseLevels
   step_variance: np.ndarray
+  temperature: np.ndarray | None = None
+
+  def __post_init__(self):
+    if self.temperature is None:
+      object.__setattr__(self, 'temperature', self.step_variance)
 
   @property
   def num_models(self) -> int:
     return self.noise.num_models
 
 
-def make_levels(num_levels: int, step_size: float, step_size_rule: str = 'cumulative') -> Levels:
+def make_levels(num_levels: int, step_size: float, step_size_rule: str = 'cumulative',
+                temperature: str = 'step_size') -> Levels:
   """Levels of the paper with one of two rules for the step size.
 
   Args:
@@ -43,12 +51,13 @@ def make_levels(num_levels: int, step_size: float, step_size_rule: str = 'cumula
     step_size: b^2.
     step_size_rule: 'cumulative', the published `s_t^2 = b^2 sigma_{t+1}^2 sbar_t / sbar_0`, or 'conditional',
       `s_t^2 = b^2 sigma_{t+1}^2`: the same fraction of the conditional's width at every level.
+    temperature: 'step_size', the published one: the log density is `f / s_t^2`; or 'one': it is f itself, in nats.
 
   Returns:
     The levels.
 
   Raises:
-    ValueError: for another number of levels or another rule.
+    ValueError: for another number of levels, another rule or temperature.
 
   Source: Gao et al. 2021, section 3.4.
   """
@@ -58,12 +67,14 @@ def make_levels(num_levels: int, step_size: float, step_size_rule: str = 'cumula
     s2 = s2 * noise.sigma_cum[:-1] / noise.sigma_cum[0]
   elif step_size_rule != 'conditional':
     raise ValueError(f'step_size_rule is {step_size_rule!r}, not one of {STEP_SIZE_RULES}')
-  return Levels(noise, s2)
+  if temperature not in TEMPERATURES:
+    raise ValueError(f'temperature is {temperature!r}, not one of {TEMPERATURES}')
+  return Levels(noise, s2, s2 if temperature == 'step_size' else np.ones_like(s2))
 
 
 def log_density(levels: Levels, f, t):
   """The unnormalised log density `f / s_t^2` (nats) of the network's output f (B,) at levels t (B,)."""
-  return f / at(levels.step_variance, t, f)
+  return f / at(levels.temperature, t, f)
 
 
 def conditional_log_density(levels: Levels, f, y, x_next, t):
@@ -88,7 +99,7 @@ def conditional_log_density(levels: Levels, f, y, x_next, t):
 
 
 def sample_conditional(levels: Levels, f, x_next, t, noise_fn, num_steps: int):
-  """Langevin chains on `p(y_t | x_{t+1})` that start at `x_{t+1}`.
+  """Langevin chains on `p(y_t | x_{t+1})` that start at `x_{t+1}`, or its normal approximation where K = 0.
 
   Args:
     levels: the levels.
@@ -96,19 +107,56 @@ def sample_conditional(levels: Levels, f, x_next, t, noise_fn, num_steps: int):
     x_next: the noisier variable, (B, ...).
     t: levels, int (B,) in 0..T-1.
     noise_fn: the noise of each step, as in `langevin.unadjusted_chain`.
-    num_steps: K.
+    num_steps: K; 0 for `normal_approximation`.
 
   Returns:
     Samples of `x_t = y_t / a_{t+1}`, like `x_next`.
 
   Source: Gao et al. 2021, algorithm 1, lines 4-6.
   """
+  if num_steps == 0:
+    return normal_approximation(levels, f, x_next, t, noise_fn(0))
+
   def score(y):
     return jax.grad(lambda y: jnp.sum(conditional_log_density(levels, f, y, x_next, t)))(y)
 
   step_size = at(np.sqrt(levels.step_variance), t, x_next)
   y = langevin.unadjusted_chain(score, x_next, step_size, noise_fn, num_steps)
   return y / at(levels.noise.a_y[1:], t, x_next)
+
+
+def normal_approximation(levels: Levels, f, x_next, t, noise):
+  """Samples of the normal approximation of `p(y_t | x_{t+1})` for little noise: one gradient.
+
+  `y_t ~ N(x_{t+1} + sigma_{t+1}^2 score(x_{t+1}), sigma_{t+1}^2 I)`. At the last level, whose model is a marginal one,
+  a Langevin step of size sigma_T from `x_T`, which leaves the marginal as it is up to the order of sigma_T^4.
+
+  Args:
+    levels: the levels.
+    f: the network at these levels, from (B, ...) to (B,).
+    x_next: the noisier variable, (B, ...).
+    t: levels, int (B,) in 0..T-1.
+    noise: standard normal noise, like `x_next`.
+
+  Returns:
+    Samples of `x_t = y_t / a_{t+1}`, like `x_next`.
+
+  Source: Gao et al. 2021, section 3.3, equation 10 and what follows.
+  """
+  score = jax.grad(lambda y: jnp.sum(log_density(levels, f(y), t)))(x_next)
+  constants = levels.noise
+  drift = at(0.5 * (1 + constants.is_recovery[1:]) * constants.sigma[1:]**2, t, x_next)
+  y = x_next + drift * score + at(constants.sigma[1:], t, x_next) * noise
+  return y / at(constants.a_y[1:], t, x_next)
+
+
+def _weight(levels: Levels, t, like):
+  """Of the difference of log densities in the loss: `(sigma_1 / sigma_{t+1}) (s_t^2 / s_0^2)` times a constant.
+
+  Where the temperature is s_t^2, it turns into the published `sigma_1 / sigma_{t+1}` for the network's output itself.
+  """
+  sigma, s2 = levels.noise.sigma[1:], levels.step_variance
+  return at(sigma[0] / sigma * s2 * (levels.temperature[0] / s2[0]), t, like)
 
 
 def recovery_loss(levels: Levels, f, x_pos, x_neg, t):
@@ -122,12 +170,40 @@ def recovery_loss(levels: Levels, f, x_pos, x_neg, t):
     t: levels, int (B,) in 0..T-1.
 
   Returns:
-    `(loss, f_pos)`, each (B,): `(sigma_1 / sigma_{t+1}) (f(a_{t+1} x_neg) - f(a_{t+1} x_pos))` and f of the data.
+    `(loss, f_pos)`, each (B,): `(sigma_1 / sigma_{t+1}) (f(a_{t+1} x_neg) - f(a_{t+1} x_pos))` and f of the data. Where
+    the temperature is not s_t^2, the loss keeps the levels' weights: it has a factor `s_t^2 / s_0^2` besides.
 
   Source: Gao et al. 2021, algorithm 1, line 7.
   """
-  noise = levels.noise
-  a = at(noise.a_y[1:], t, x_pos)
+  a = at(levels.noise.a_y[1:], t, x_pos)
   f_pos, f_neg = jnp.split(f(jnp.concatenate([a * x_pos, a * x_neg])), 2)
-  weight = at(noise.sigma[1] / noise.sigma[1:], t, f_pos)
-  return weight * (f_neg - f_pos), f_pos
+  return _weight(levels, t, f_pos) * log_density(levels, f_neg - f_pos, t), f_pos
+
+
+def score_matching_loss(levels: Levels, f, x_pos, eps, t):
+  """Denoising score matching, which the recovery likelihood's gradient tends to as sigma_{t+1} vanishes.
+
+  Args:
+    levels: the levels.
+    f: the network at these levels, from (B, ...) to (B,).
+    x_pos: diffused data `x_t = abar_t x + sbar_t eps`, (B, ...).
+    eps: their noise, like `x_pos`.
+    t: levels, int (B,) in 0..T-1.
+
+  Returns:
+    `(loss, f_pos)`, each (B,): `sigma_{t+1}^2 / 2 |score(y_t) + eps / (a_{t+1} sbar_t)|^2` with the weight of
+    `recovery_loss`, and f of the data.
+
+  Source: Vincent 2011, equation 11; Gao et al. 2021, section 3.3.
+  """
+  noise = levels.noise
+
+  def total(y):
+    value = f(y)
+    return jnp.sum(log_density(levels, value, t)), value
+
+  a = at(noise.a_y[1:], t, x_pos)
+  score, f_pos = jax.grad(total, has_aux=True)(a * x_pos)
+  error = score + eps / (a * at(noise.sigma_cum, t, eps))
+  squares = jnp.sum(error**2, axis=tuple(range(1, error.ndim)))
+  return _weight(levels, t, squares) * 0.5 * at(noise.sigma[1:]**2, t, squares) * squares, f_pos

@@ -181,8 +181,10 @@ class _Tolerated:
 def compile_step(config, model: model_lib.Model, state, batch):
   """Compiles the training step for all devices: `(state, batch) -> (state, metrics)`; the state is donated."""
   settings = train_step.StepSettings(
-      config.seed, config.sampling.num_steps, config.train.ema_decay, config.data.random_flip,
-      config.train.micro_batches, config.train.max_bad_steps)
+      seed=config.seed, num_langevin_steps=config.sampling.num_steps, ema_decay=config.train.ema_decay,
+      random_flip=config.data.random_flip, objective=config.train.objective,
+      grey_width=config_lib.grey_width(config) if config.data.dequantize else 0.0,
+      micro_batches=config.train.micro_batches, max_bad_steps=config.train.max_bad_steps)
 
   def on_device(state, batch):
     return train_step.train_step(

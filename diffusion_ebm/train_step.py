@@ -12,6 +12,8 @@ import optax
 from diffusion_ebm import energy, langevin, noise_levels, optimizer, recovery
 from diffusion_ebm.energy import spectral_norm
 
+OBJECTIVES = ('recovery', 'dsm')
+
 
 class TrainState(struct.PyTreeNode):
   """All that a training step changes.
@@ -41,6 +43,8 @@ class StepSettings:
     num_langevin_steps: K.
     ema_decay: of the parameters' moving average.
     random_flip: mirror each image with probability 1/2.
+    objective: 'recovery', or 'dsm' for denoising score matching.
+    grey_width: distance between two grey levels in [-1, 1], over which images are dequantised; 0 for not at all.
     micro_batches: parts of the device's batch whose gradients are computed one after another.
     max_bad_steps: after as many skipped updates in a row, the state stays as it is.
   """
@@ -48,6 +52,8 @@ class StepSettings:
   num_langevin_steps: int
   ema_decay: float
   random_flip: bool
+  objective: str = 'recovery'
+  grey_width: float = 0.0
   micro_batches: int = 1
   max_bad_steps: int = 10
 
@@ -77,6 +83,22 @@ def init_state(key, network, tx: optax.GradientTransformation, example, use_spec
 def to_unit_range(batch):
   """uint8 images to float32 in [-1, 1]; float vectors as they are."""
   return batch.astype(jnp.float32) / 127.5 - 1 if batch.dtype == jnp.uint8 else batch
+
+
+def dequantize(keys, x, width: float):
+  """Images as continuous data: uniform noise over the bin of each grey level, [-width / 2, width / 2).
+
+  Args:
+    keys: one key for each image, (B,).
+    x: images in [-1, 1], (B, H, W, C).
+    width: of a bin, 2 / (grey levels - 1).
+
+  Returns:
+    Like `x`.
+
+  Source: Theis et al. 2016, A note on the evaluation of generative models, section 3.1.
+  """
+  return x + width * jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], minval=-0.5, maxval=0.5))(keys)
 
 
 def _random_flip(keys, x):
@@ -155,29 +177,40 @@ def _accumulate(gradient, parts: int, batch, index):
 def _gradient(params, spectral, weights, step_key, batch, index, network, levels, settings):
   """Mean loss of a batch, its gradient with respect to `params`, and the sums of each level."""
   # Random numbers of each example.
-  keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(step_key, i), 6))(index)
+  example_keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(index)
+  keys = jax.vmap(lambda key: jax.random.split(key, 6))(example_keys)
   level_keys, flip_keys, now_keys, next_keys, chain_keys, dropout_keys = jnp.moveaxis(keys, 1, 0)
 
   # Data at a random level, and at the next one.
   x = to_unit_range(batch)
   if settings.random_flip:
     x = _random_flip(flip_keys, x)
+  if settings.grey_width:
+    x = dequantize(jax.vmap(lambda key: jax.random.fold_in(key, 6))(example_keys), x, settings.grey_width)
   shape = x.shape[1:]
   t = jax.vmap(lambda key: jax.random.randint(key, (), 0, levels.num_models))(level_keys)
   normal = jax.vmap(lambda key: jax.random.normal(key, shape))
-  x_pos, x_next = noise_levels.diffuse_pair(levels.noise, x, t, normal(now_keys), normal(next_keys))
+  eps = normal(now_keys)
+  x_pos, x_next = noise_levels.diffuse_pair(levels.noise, x, t, eps, normal(next_keys))
 
   # Negatives: the chain from the noisier data.
-  f = energy.at_level(network, weights, t, dropout_keys)
-  noise = langevin.normal_noise(chain_keys, shape)
-  x_neg = lax.stop_gradient(
-      recovery.sample_conditional(levels, f, x_next, t, noise, settings.num_langevin_steps))
+  if settings.objective == 'recovery':
+    f = energy.at_level(network, weights, t, dropout_keys)
+    noise = langevin.normal_noise(chain_keys, shape)
+    x_neg = lax.stop_gradient(
+        recovery.sample_conditional(levels, f, x_next, t, noise, settings.num_langevin_steps))
+  else:
+    x_neg = x_next  # score matching has none
 
   # Loss and gradient.
   def mean_loss(params):
     weights = spectral_norm.normalise(params, spectral)
-    f = energy.at_level(network, weights, jnp.tile(t, 2), jnp.tile(dropout_keys, 2))
-    loss, f_pos = recovery.recovery_loss(levels, f, x_pos, x_neg, t)
+    if settings.objective == 'recovery':
+      f = energy.at_level(network, weights, jnp.tile(t, 2), jnp.tile(dropout_keys, 2))
+      loss, f_pos = recovery.recovery_loss(levels, f, x_pos, x_neg, t)
+    else:
+      f = energy.at_level(network, weights, t, dropout_keys)
+      loss, f_pos = recovery.score_matching_loss(levels, f, x_pos, eps, t)
     return jnp.mean(loss), (loss, f_pos)
 
   (mean, (loss, f_pos)), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)

@@ -20,7 +20,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NAMES = sorted(
     name for name in (os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, 'configs', '*.py')))
     if name not in ('__init__', 'default'))
-TFDS = [name for name in NAMES if name not in ('digits', 'toy2d', 'images')]
+TFDS = [name for name in NAMES if name not in ('digits', 'toy2d', 'images', 'digits_t1k', 'toy2d_t1k')]
 
 
 def get(name):
@@ -32,7 +32,8 @@ class ConfigsTest(parameterized.TestCase):
   def test_there_is_one_of_each_name(self):
     self.assertEqual(NAMES, sorted([
         'digits', 'toy2d', 'mnist', 'cifar10', 'cifar100', 'svhn', 'celeba64', 'lsun_church64', 'lsun_bedroom64',
-        'lsun_church128', 'lsun_bedroom128', 'celebahq128', 'celebahq256', 'images']))
+        'lsun_church128', 'lsun_bedroom128', 'celebahq128', 'celebahq256', 'images',
+        'cifar10_t1k', 'digits_t1k', 'toy2d_t1k']))
 
   @parameterized.parameters(*NAMES)
   def test_nothing_is_wrong_with_it(self, name):
@@ -99,7 +100,17 @@ class CheckTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('seed', -1), ('data.name', ''), ('data.max_memory_gb', 0.0), ('data.num_workers', -1),
-      ('data.num_channels', 2), ('data.image_size', 7), ('data.image_size', 0), ('model.name', 'mlp'),
+      ('data.num_channels', 2), ('data.image_size', 7), ('data.image_size', 0), ('data.grey_levels', 1),
+      ('model.quadratic', -1.0), ('diffusion.temperature', 'two'), ('train.objective', 'ml'),
+      ('sampling.num_steps', -1), ('sampling.generation_steps', -2), ('density.split', 'all'),
+      ('density.kernel', 'ula'),
+      ('density.num_leapfrog', 0), ('density.num_chains', 1), ('density.pilot_chains', 1), ('density.num_steps', 0),
+      ('density.data_steps', -1), ('density.num_draws', 0), ('density.rung_ess', 1.0), ('density.acceptance', 1.0),
+      ('density.min_acceptance', -0.1), ('density.levels', (6,)), ('long_run.kernel', 'nuts'),
+      ('long_run.split', 'all'),
+      ('long_run.extractor', 'vgg'), ('long_run.num_leapfrog', 0), ('long_run.level', -1), ('long_run.num_chains', 1),
+      ('long_run.thin', 0), ('long_run.num_steps', 1500), ('long_run.step_size', -1.0), ('long_run.acceptance', 1.0),
+      ('long_run.min_acceptance', -0.1), ('long_run.warmup_steps', 0),
       ('model.name', 'transformer'), ('model.dtype', 'float16'), ('model.act', 'tanh'), ('model.final_act', 'tanh'),
       ('model.norm', 'layer'), ('model.shortcut', 'none'), ('model.ch', 2), ('model.num_res_blocks', 0),
       ('model.dropout', 1.0), ('model.attention_resolutions', (16,)), ('diffusion.num_levels', 7),

@@ -177,6 +177,88 @@ class RecoveryTest(parameterized.TestCase):
     self.assertLess(differences[2], 0.02)
     np.testing.assert_array_less(differences[1:], 0.5 * np.array(differences[:-1]))
 
+  @parameterized.parameters((0, 2.0), (500, 2.0), (998, 1.0))
+  def test_normal_approximation_is_one_gradient_and_the_noise_of_the_level(self, t, drift):
+    levels = recovery.make_levels(1000, 0.1, 'conditional')
+    f, precision = gaussian(levels, t)
+    x_next, noise = jax.random.normal(jax.random.key(0), (2, 5, 3))
+    sigma, a = levels.noise.sigma[t + 1], levels.noise.a_y[t + 1]
+    x = recovery.sample_conditional(levels, f, x_next, jnp.full(5, t), lambda k: noise, 0)
+    # A marginal, the last one, has the drift of a Langevin step of size sigma: half of it.
+    np.testing.assert_allclose(
+        x, (x_next - 0.5 * drift * sigma**2 * precision * x_next + sigma * noise) / a, rtol=1e-4, atol=1e-5)
+
+  def test_normal_approximation_tends_to_the_conditional_as_the_noise_vanishes(self):
+    # For a Gaussian: mean (1 - sigma^2 lam) x beside x / (1 + sigma^2 lam), variance sigma^2 beside the same over that.
+    for t in (0, 100):
+      levels = recovery.make_levels(1000, 0.1, 'conditional')
+      f, precision = gaussian(levels, t)
+      sigma, x_next = levels.noise.sigma[t + 1], jnp.array([[1.3]])
+      x = recovery.normal_approximation(levels, f, x_next, jnp.array([t]), jnp.zeros((1, 1)))
+      exact = x_next / (1 + sigma**2 * precision) / levels.noise.a_y[t + 1]
+      np.testing.assert_allclose(x, exact, rtol=2 * (sigma**2 * precision)**2 + 1e-6)
+
+  @parameterized.parameters(0, 2, 5)
+  def test_score_matching_is_least_at_the_truth(self, t):
+    # Normal data and noise by Gauss-Hermite quadrature, exact for the square of a linear score.
+    nodes, weights = np.polynomial.hermite_e.hermegauss(8)
+    weights = np.outer(weights, weights).ravel() / (2 * np.pi)
+    z, eps = (jnp.asarray(part.ravel()[:, None], jnp.float32) for part in np.meshgrid(nodes, nodes))
+    for temperature in recovery.TEMPERATURES:
+      levels = recovery.make_levels(6, 0.06, 'conditional', temperature)
+      level = jnp.full(len(z), t)
+      x_pos = noise_levels.diffuse(levels.noise, DATA_STD * z, level, eps)
+      _, truth = gaussian(levels, t)
+
+      def loss(precision, levels=levels, level=level, x_pos=x_pos):
+        f = lambda y: -0.5 * levels.temperature[t] * precision * jnp.sum(y**2, axis=1)  # noqa: E731
+        return jnp.sum(weights * recovery.score_matching_loss(levels, f, x_pos, eps, level)[0])
+
+      slope, curvature = jax.grad(loss)(truth), jax.grad(jax.grad(loss))(truth)
+      self.assertGreater(float(curvature), 0)
+      self.assertLess(abs(float(slope / curvature)) / truth, 1e-3)  # where the parabola is least
+
+  def test_gradients_of_both_objectives_agree_for_little_noise(self):
+    # As below, with our own score matching; they differ by a term of the order of sigma^2.
+    differences = []
+    nodes, weights = np.polynomial.hermite_e.hermegauss(24)
+    weights = np.outer(weights, weights).ravel() / (2 * np.pi)
+    z, eps = (part.ravel()[:, None] for part in np.meshgrid(nodes, nodes))
+    for sigma in (0.1, 0.05):
+      noise = noise_levels.from_retention(np.sqrt(1 - np.array([0.2, sigma, 0.5])**2))
+      levels = recovery.Levels(noise, np.full(2, 0.01))
+      x_pos = noise.a_cum[0] * DATA_STD * z + noise.sigma_cum[0] * eps
+      level = jnp.zeros(len(z), int)
+      f = lambda theta: lambda y: -0.01 * theta * jnp.sum(y**4, axis=-1) / 4  # noqa: B023, E731
+      ours = jax.grad(lambda theta: jnp.sum(weights * recovery.score_matching_loss(
+          levels, f(theta), x_pos, eps, level)[0]))(1.5)  # noqa: B023
+      # The recovery likelihood's: E grad f(y_neg) - E grad f(y), with the negatives from the exact conditional.
+      y = np.linspace(-3, 3, 1501)
+      data_y = noise.a_y[1] * DATA_STD * noise.a_cum[0]
+      width = np.sqrt(data_y**2 + (noise.a_y[1] * noise.sigma_cum[0])**2)
+      x_next = np.sqrt(width**2 + sigma**2) * nodes
+      log_p = -1.5 * y**4 / 4 - (y - x_next[:, None])**2 / (2 * sigma**2)
+      p = np.exp(log_p - log_p.max(1, keepdims=True))
+      p /= p.sum(1, keepdims=True)
+      line = np.polynomial.hermite_e.hermegauss(24)[1] / np.sqrt(2 * np.pi)
+      theirs = 0.01 * (line @ (p @ (-y**4 / 4)) - line @ (-(width * nodes)**4 / 4))
+      differences.append(abs(float(ours / theirs) - 1))
+    self.assertLess(differences[1], 0.05)
+    self.assertLess(differences[1], 0.5 * differences[0])
+
+  def test_another_temperature_changes_the_scale_of_f_but_not_the_weights_of_the_levels(self):
+    published = recovery.make_levels(6, 0.06, 'conditional')
+    plain = recovery.make_levels(6, 0.06, 'conditional', 'one')
+    t, x = jnp.arange(6), jax.random.normal(jax.random.key(0), (2, 6, 1))
+    s2 = jnp.asarray(published.step_variance, jnp.float32)
+    log_density = lambda y: jnp.sin(3 * y[:, 0])  # noqa: E731
+    theirs, _ = recovery.recovery_loss(published, lambda y: jnp.tile(s2, 2) * log_density(y), *x, t)
+    ours, _ = recovery.recovery_loss(plain, log_density, *x, t)
+    np.testing.assert_allclose(ours, theirs / s2[0], rtol=1e-4)
+    np.testing.assert_allclose(recovery.log_density(plain, s2, t), s2)
+    with self.assertRaisesRegex(ValueError, 'warm'):
+      recovery.make_levels(6, 0.06, 'conditional', 'warm')
+
   def test_ancestral_sampling_with_exact_energies_returns_the_data(self):
     levels = recovery.make_levels(6, 0.06, 'conditional')
     n = 10_000

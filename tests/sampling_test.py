@@ -40,6 +40,16 @@ class SamplingTest(absltest.TestCase):
         np.var(path, axis=(1, 2)), 0.25 * noise.a_cum**2 + noise.sigma_cum**2, rtol=0.09)
     np.testing.assert_array_equal(x, path[0])
 
+  def test_a_thousand_levels_with_one_gradient_each_give_the_data_and_so_do_chains(self):
+    levels = recovery.make_levels(1000, 0.2, 'conditional')
+    n, noise = 4000, levels.noise
+    keys = jax.random.split(jax.random.key(0), n)
+    for num_steps, own in ((0, 0.02), (40, 0.07)):
+      x, _ = sampling.sample(levels, Gaussian(levels), {}, keys, (1,), num_steps, 1.0)
+      # Monte-Carlo error sqrt(2 / n) = 2.2 %; the chains' own, of b^2 = 0.2, is 5 % in the noise of each level.
+      np.testing.assert_allclose(
+          np.var(x), 0.25 * noise.a_cum[0]**2 + noise.sigma_cum[0]**2, rtol=4 * np.sqrt(2 / n) + own)
+
   def test_a_sample_depends_on_its_own_key_alone(self):
     keys = jax.random.split(jax.random.key(0), 4)
     np.testing.assert_allclose(

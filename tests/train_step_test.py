@@ -120,6 +120,34 @@ class TrainStepTest(absltest.TestCase):
     mean = jax.tree.map(lambda a, b: (a + b) / 2, halves[0][0].params, halves[1][0].params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), mean, self.after.params)
 
+  def test_score_matching_is_done_on_the_same_data_without_a_chain(self):
+    settings = train_step.StepSettings(3, 2, 0.9, False, objective='dsm')
+    after, metrics = self.step(self.state, self.batch, jnp.arange(12), settings)
+    key = jax.random.fold_in(jax.random.key(3), 0)
+    keys = [jax.random.split(jax.random.fold_in(key, i), 6) for i in range(12)]
+    t = jnp.array([jax.random.randint(k[0], (), 0, 6) for k in keys])
+    eps = jnp.stack([jax.random.normal(k[2], (2,)) for k in keys])
+    x_pos = noise_levels.diffuse(self.levels.noise, self.batch, t, eps)
+    u = spectral_norm.iterate(self.state.params, self.state.spectral)
+
+    def loss(params):
+      f = energy.at_level(self.network, spectral_norm.normalise(params, u), t)
+      return jnp.mean(recovery.score_matching_loss(self.levels, f, x_pos, eps, t)[0])
+
+    value, grads = jax.value_and_grad(loss)(self.state.params)
+    np.testing.assert_allclose(metrics['loss'], value, rtol=1e-4)
+    np.testing.assert_allclose(metrics['grad_norm'], optax.tree.norm(grads), rtol=1e-3)
+    self.assertGreater(float(metrics['grad_norm']), 0)
+
+  def test_images_are_spread_over_the_bins_of_their_grey_levels(self):
+    keys = jax.random.split(jax.random.key(0), 500)
+    moved = train_step.dequantize(keys, jnp.full((500, 4, 4, 1), -1.0), 0.125) + 1
+    self.assertBetween(float(moved.min()), -0.0625, -0.062)
+    self.assertBetween(float(moved.max()), 0.062, 0.0625)
+    self.assertAlmostEqual(float(moved.var()), 0.125**2 / 12, delta=0.125**2 / 12 * 0.05)
+    np.testing.assert_allclose(  # each by its own key
+        train_step.dequantize(keys[3:4], jnp.zeros((1, 4, 4, 1)), 0.125), moved[3:4], atol=1e-6)
+
   def test_uint8_becomes_the_unit_range_and_floats_stay(self):
     np.testing.assert_allclose(
         train_step.to_unit_range(jnp.array([0, 255], jnp.uint8)), [-1, 1])

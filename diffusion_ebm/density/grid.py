@@ -46,7 +46,7 @@ def model_log_densities(levels: recovery.Levels, network, weights, points, area:
     (T, N) float64, in nats.
   """
   f = np.asarray(_f(network, levels.num_models, weights, jnp.asarray(points, jnp.float32)), np.float64)
-  log_density = f / levels.step_variance[:, None]
+  log_density = f / levels.temperature[:, None]
   return log_density - special.logsumexp(log_density, axis=1, keepdims=True) - np.log(area)
 
 

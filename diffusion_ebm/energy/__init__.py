@@ -23,12 +23,13 @@ def make_network(model, axis_name: str | None = None):
   if model.name == 'mlp':
     return MLP(
         ch=model.ch, num_layers=model.num_layers, num_frequencies=model.num_frequencies, act=model.act,
-        dropout=model.dropout, output_scale=model.output_scale, dtype=dtype)
+        dropout=model.dropout, output_scale=model.output_scale, quadratic=model.quadratic, dtype=dtype)
   return ResNet(
       ch=model.ch, ch_mult=tuple(model.ch_mult), num_res_blocks=model.num_res_blocks, act=model.act,
       final_act=model.final_act, norm=model.norm, dropout=model.dropout, use_scale=model.use_scale,
       shortcut=model.shortcut, resample_with_conv=model.resample_with_conv,
-      attention_resolutions=tuple(model.attention_resolutions), remat=model.remat, axis_name=axis_name, dtype=dtype)
+      attention_resolutions=tuple(model.attention_resolutions), remat=model.remat, quadratic=model.quadratic,
+      axis_name=axis_name, dtype=dtype)
 
 
 def at_level(network, weights, t, dropout_keys=None):

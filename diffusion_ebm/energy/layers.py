@@ -134,6 +134,20 @@ def sinusoidal_embedding(t, size: int):
   return jnp.pad(embedding, ((0, 0), (0, size % 2)))
 
 
+def add_quadratic(f, y, q: float):
+  """`f - q |y|^2 / 2`: with q > 0 the density is normalisable whatever a network of linear growth has learned.
+
+  Args:
+    f: of the network, (B,).
+    y: its input, (B, ...).
+    q: at least 0.
+
+  Returns:
+    (B,).
+  """
+  return f - 0.5 * q * jnp.sum(y**2, axis=tuple(range(1, y.ndim))) if q else f
+
+
 class LevelEmbedding(nn.Module):
   """What the network knows of the level: one vector for each layer that listens to it.
 

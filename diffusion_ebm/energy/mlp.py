@@ -1,4 +1,4 @@
-"""An energy network for vectors."""
+"""An energy network for vectors and for small images, pixel by pixel."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from diffusion_ebm.energy import layers
 
 
 class Trunk(nn.Module):
-  """Everything that depends on the vector. The fields are those of `MLP`."""
+  """Everything that depends on the vector or image. The fields are those of `MLP`."""
   ch: int
   num_layers: int
   num_frequencies: int
@@ -22,6 +22,7 @@ class Trunk(nn.Module):
   @nn.compact
   def __call__(self, y, level, dropout_keys):
     act = layers.ACTIVATIONS[self.act]
+    y = y.reshape(len(y), -1)
     # Waves of the coordinates resolve detail that a plain network learns slowly (Tancik et al. 2020).
     angles = (jnp.pi / 4 * 2.0 ** jnp.arange(self.num_frequencies) * y[..., None]).reshape(len(y), -1)
     h = jnp.concatenate([y, jnp.sin(angles), jnp.cos(angles)], axis=1).astype(self.dtype)
@@ -35,16 +36,17 @@ class Trunk(nn.Module):
 
 
 class MLP(nn.Module):
-  """The negative energy f(y, t) of vectors, up to the level's temperature; higher is more likely.
+  """The negative energy f(y, t) of vectors or small images, up to the level's temperature; higher is more likely.
 
   Attributes:
-    ch: width of the hidden layers, and size of the level's embedding.
+    ch: width of the hidden layers, and size of the level's embedding (at most 128).
     num_layers: hidden layers.
     num_frequencies: waves `sin` and `cos` of `2^k pi y / 4`, k = 0 .. num_frequencies - 1, beside each coordinate;
       the slowest does not repeat within [-4, 4], where diffused data lie.
     act: activation, 'swish', 'lrelu' or 'relu'.
     dropout: rate after each hidden activation.
     output_scale: factor of the output: about s_t^2, so that what is learned is of the order of nats.
+    quadratic: q, of the term `-q |y|^2 / 2` of f.
     dtype: of the hidden layers; parameters, level embedding and head are float32.
   """
   ch: int = 128
@@ -53,11 +55,12 @@ class MLP(nn.Module):
   act: str = 'swish'
   dropout: float = 0.0
   output_scale: float = 1.0
+  quadratic: float = 0.0
   dtype: Any = jnp.float32
 
   def setup(self):
     hidden = tuple((f'layer_{i}', self.ch) for i in range(self.num_layers))
-    self.embedding = layers.LevelEmbedding(self.ch, (*hidden, ('head', self.ch)), self.act)
+    self.embedding = layers.LevelEmbedding(min(self.ch, 128), (*hidden, ('head', self.ch)), self.act)
     self.trunk = Trunk(
         self.ch, self.num_layers, self.num_frequencies, self.act, self.dropout, self.output_scale, self.dtype)
 
@@ -66,9 +69,9 @@ class MLP(nn.Module):
     return self.embedding(t)
 
   def f(self, y, level, dropout_keys=None):
-    """f of vectors `y` (B, D), given `level = embed(t)`: float32 (B,)."""
-    return self.trunk(y, level, dropout_keys)
+    """f of `y`, vectors (B, D) or images (B, H, W, C), given `level = embed(t)`: float32 (B,)."""
+    return layers.add_quadratic(self.trunk(y, level, dropout_keys), y, self.quadratic)
 
   def __call__(self, y, t, dropout_keys=None):
-    """f(y, t) of vectors (B, D) at levels int (B,): float32 (B,)."""
+    """f(y, t) of `y` (B, ...) at levels int (B,): float32 (B,)."""
     return self.f(y, self.embed(t), dropout_keys)

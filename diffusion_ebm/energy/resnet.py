@@ -102,6 +102,7 @@ class ResNet(nn.Module):
     resample_with_conv: strided 3x3 convolution in place of average pooling.
     attention_resolutions: image sizes at which self-attention follows each block.
     remat: recompute each block's activations in the backward pass: less memory, more time.
+    quadratic: q, of the term `-q |y|^2 / 2` of f.
     axis_name: of the devices, for batch normalisation across them.
     dtype: of the computation inside the body; parameters, level embedding and head are float32.
   """
@@ -117,6 +118,7 @@ class ResNet(nn.Module):
   resample_with_conv: bool = False
   attention_resolutions: tuple[int, ...] = ()
   remat: bool = False
+  quadratic: float = 0.0
   axis_name: str | None = None
   dtype: Any = jnp.float32
 
@@ -136,7 +138,7 @@ class ResNet(nn.Module):
 
   def f(self, y, level, dropout_keys=None):
     """f of images `y` (B, H, W, C), given `level = embed(t)`: float32 (B,)."""
-    return self.body(y, level, dropout_keys)
+    return layers.add_quadratic(self.body(y, level, dropout_keys), y, self.quadratic)
 
   def __call__(self, y, t, dropout_keys=None):
     """f(y, t) of images (B, H, W, C) at levels int (B,): float32 (B,)."""

@@ -191,6 +191,24 @@ def neighbour_scores(features, data_features) -> dict[str, float]:
       'coverage': float(np.mean(nearest <= of_data[:, _K_DENSITY - 1]))}
 
 
+def precision(features, data_features, k: int) -> float:
+  """The part of the samples that lie in any ball of the data, as in `neighbour_scores`, for k of 1 to 5.
+
+  Args:
+    features: of the samples, (N, D).
+    data_features: (M, D).
+    k: a ball reaches to the k-th neighbour.
+
+  Source: Kynkaanniemi et al. 2019 (arXiv 1904.06991), equation 2.
+  """
+  samples, data = np.asarray(features, np.float64), np.asarray(data_features, np.float64)
+  centre = data.mean(0)
+  radii = _radii(data - centre)[:, k - 1]
+  inside = [np.any(distance <= radii, axis=1) for distance in pairwise.pairwise_distances_chunked(
+      samples - centre, data - centre, working_memory=128)]
+  return float(np.mean(np.concatenate(inside)))
+
+
 def _radii(rows):
   """Distances to the nearest five others, (N, 5)."""
   search = neighbors.NearestNeighbors(n_neighbors=_K_DENSITY, algorithm='brute').fit(rows)

@@ -1,0 +1,148 @@
+"""The ladder from white noise down the levels: level by level, with geometric averages of neighbours between them.
+
+Everything is in terms of `x_t = y_t / a_{t+1}`, of about the same scale at every level. The model of level t gives the
+unnormalised density `exp(F(a_{t+1} x, t))`; above the last level is the standard normal density, normalised.
+"""
+
+from typing import NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_ebm import energy, langevin, recovery
+from diffusion_ebm.density import ais
+from diffusion_ebm.noise_levels import at
+
+# The pilot tunes the step size again when the level has changed, but at most every so many rungs, by so many steps.
+_TUNE_EVERY, _TUNE_STEPS = 20, 20
+
+
+class Rungs(NamedTuple):
+  """`exp(F)^fraction` of a level times `exp(F)^(1 - fraction)` of the one above it.
+
+  Attributes:
+    level: int (R + 1,), in 0..T-1.
+    fraction: float32 (R + 1,), in [0, 1].
+  """
+  level: np.ndarray
+  fraction: np.ndarray
+
+
+def level_log_density(levels: recovery.Levels, network, weights, t):
+  """The unnormalised log density of `x_t`, standard normal for t = T.
+
+  Args:
+    levels: the levels.
+    network: the energy network.
+    weights: its normalised parameters.
+    t: a level, int () in 0..T.
+
+  Returns:
+    A function from (B, ...) to (B,), in nats.
+  """
+  top = levels.num_models
+  level = jnp.minimum(jnp.asarray(t), top - 1)[None]
+  f = energy.at_level(network, weights, level)
+
+  def log_density(x):
+    squares = jnp.sum(x**2, axis=tuple(range(1, x.ndim)))
+    normal = -0.5 * squares - 0.5 * np.log(2 * np.pi) * (x.size // len(x))
+    learned = recovery.log_density(levels, f(at(levels.noise.a_y[1:], level, x) * x), level)
+    return jnp.where(t == top, normal, learned)
+
+  return log_density
+
+
+def rung_log_density(levels: recovery.Levels, network, weights, rung: Rungs):
+  """The unnormalised log density of one rung: a function from (B, ...) to (B,), in nats."""
+  below = level_log_density(levels, network, weights, rung.level)
+  above = level_log_density(levels, network, weights, rung.level + 1)
+
+  def log_density(x):
+    def both(x):
+      return rung.fraction * below(x) + (1 - rung.fraction) * above(x)
+
+    return lax.cond(rung.fraction == 1, below, both, x)
+
+  return log_density
+
+
+def first_rung(levels: recovery.Levels) -> Rungs:
+  """The normalised one: the standard normal density."""
+  return Rungs(np.asarray([levels.num_models - 1], np.int32), np.zeros(1, np.float32))
+
+
+def choose(levels: recovery.Levels, network, weights, keys, shape, kernel, num_steps: int, ess: float,
+           acceptance: float, step_size: float, on_level=lambda level: None):
+  """Chooses rungs and step sizes by a pilot run, which is not used otherwise.
+
+  The next rung is as far as the share of effective samples among the pilot's chains stays at `ess`, and at most at the
+  next level; the step size follows the acceptance.
+
+  Args:
+    levels: the levels.
+    network: the energy network.
+    weights: its normalised parameters.
+    keys: one for each of the pilot's chains, (B,).
+    shape: of one example.
+    kernel: of `langevin.make_kernel`.
+    num_steps: steps at each rung.
+    ess: share of effective samples, in (0, 1).
+    acceptance: aimed at.
+    step_size: to begin with.
+    on_level: called with each level that has been reached.
+
+  Returns:
+    `(rungs, step_sizes)` as NumPy arrays of length R + 1.
+
+  Raises:
+    FloatingPointError: the chains reached values that are not finite; its argument is the level.
+  """
+  @jax.jit
+  def differences(level, x):
+    lower, upper = (level_log_density(levels, network, weights, t)(x) for t in (level, level + 1))
+    return lower - upper
+
+  def state_at(rung, x):
+    target = rung_log_density(levels, network, weights, rung)
+    return target, langevin.init(target, x)
+
+  @jax.jit
+  def move(rung, x, keys, step_size, number):
+    target, state = state_at(rung, x)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+    return langevin.run(kernel, target, state, keys, step_size, num_steps)[0].y
+
+  @jax.jit
+  def tune(rung, x, keys, step_size, number):
+    target, state = state_at(rung, x)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+    state, step_size = langevin.adapt_step_size(kernel, target, state, keys, step_size, _TUNE_STEPS, acceptance)
+    return state.y, step_size
+
+  x = langevin.normal_noise(keys, shape)(levels.num_models)
+  level, fraction = levels.num_models - 1, 0.0
+  chosen, steps, tuned = [(level, fraction)], [step_size], -_TUNE_EVERY
+  while level > 0 or fraction < 1:
+    if fraction == 1:
+      level, fraction = level - 1, 0.0
+    difference = np.asarray(differences(level, x))
+    if not np.all(np.isfinite(difference)):
+      raise FloatingPointError(level)
+    left = 1 - fraction
+    move_by = ais.next_fraction(left * difference, ess) * left
+    fraction = 1.0 if move_by > left - 1e-6 else fraction + move_by
+    rung = Rungs(np.int32(level), np.float32(fraction))
+    if len(chosen) - tuned >= _TUNE_EVERY:
+      x, tuned_step = tune(rung, x, keys, np.float32(step_size), 2 * len(chosen))
+      step_size, tuned = float(tuned_step), len(chosen)
+    x = move(rung, x, keys, np.float32(step_size), 2 * len(chosen) + 1)
+    chosen.append((level, fraction))
+    steps.append(step_size)
+    if fraction == 1:
+      on_level(level)
+  rungs = Rungs(np.asarray([level for level, _ in chosen], np.int32),
+                np.asarray([fraction for _, fraction in chosen], np.float32))
+  return rungs, np.asarray(steps, np.float32)

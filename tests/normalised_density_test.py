@@ -1,0 +1,139 @@
+"""The density job beside quadrature, and what it refuses."""
+
+import json
+import os
+import tempfile
+
+from absl.testing import absltest
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import special
+
+from configs import digits_t1k
+from diffusion_ebm import data, energy, generate, normalised_density
+from diffusion_ebm import model as model_lib
+from diffusion_ebm.density import baselines, grid, log_prob, results
+from diffusion_ebm.errors import DivergedError, UserError
+from tests import testing
+
+
+def perturbed(config):
+  """Parameters far enough from their start that the levels differ."""
+  state = model_lib.build(config).state
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda p: p + 0.3 * rng.standard_normal(p.shape).astype(np.float32), state.ema_params)
+
+
+class DensityTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.workdir = cls.enterClassContext(tempfile.TemporaryDirectory())
+    cls.config = config = testing.toy2d_config()
+    config.model.update({'output_scale': 0.3, 'quadratic': 1.0})
+    config.diffusion.temperature = 'one'
+    config.density.update({'num_chains': 200, 'pilot_chains': 100, 'rung_ess': 0.98, 'data_steps': 64})
+    testing.save_first_state(config, cls.workdir, step=3, ema_params=perturbed(config))
+    cls.record = normalised_density.normalised_density(config, cls.workdir, seed=0)
+
+  def weights_and_model(self):
+    model = model_lib.build(self.config)
+    return model, generate.ema_weights(testing.restore(self.config, self.workdir)[0])
+
+  def test_log_z_is_that_of_quadrature_at_every_level(self):
+    model, weights = self.weights_and_model()
+    points, area = grid.make_grid(300)
+    points = jnp.asarray(points, jnp.float32)
+    self.assertEqual([entry['level'] for entry in self.record['log_z']], [0, 1, 2, 3, 4, 5])
+    for entry in self.record['log_z']:
+      f = energy.at_level(model.network, weights, jnp.full(1, entry['level']))(points)
+      exact = special.logsumexp(np.asarray(f, np.float64)) + np.log(area)
+      self.assertBetween(exact, entry['lower'] - 0.01, entry['upper'] + 0.01)
+      for end in ('forward', 'reverse'):
+        self.assertAlmostEqual(entry[end]['log_z'], exact, delta=4 * entry[end]['standard_error'] + 0.01)
+        self.assertLess(entry[end]['standard_error'], 0.15)
+
+  def test_log_density_is_that_of_the_test_split(self):
+    model, weights = self.weights_and_model()
+    x = data.load_source(self.config.data, 'test').read(np.arange(2**14))
+    q = log_prob.log_prob(model.levels, model.network, weights, jnp.asarray(x), self.record['log_z'][0]['log_z'])
+    self.assertAlmostEqual(self.record['log_prob'], float(np.mean(q)), places=4)
+    self.assertEqual((self.record['split'], self.record['num_images'], self.record['bits_per_dim']),
+                     ('test', 2**14, None))
+
+  def test_what_it_found_is_kept(self):
+    folder = os.path.join(self.workdir, 'density')
+    with open(os.path.join(folder, 'results.json'), encoding='utf-8') as file:
+      self.assertEqual(json.load(file)['log_z'], self.record['log_z'])
+    self.assertContainsSubset(['ladder.npz', 'log_prob.png', 'log_z.png'], os.listdir(folder))
+    self.assertEqual(results.load_log_z(self.workdir, 3)['log_z'], self.record['log_z'][0]['log_z'])
+
+  def test_log_z_of_another_checkpoint_is_refused(self):
+    with self.assertRaisesRegex(UserError, r'log Z of step 4 is not known \(only of step 3\): run --mode=density'):
+      results.load_log_z(self.workdir, 4)
+    with self.assertRaisesRegex(UserError, 'log Z of step 4 is not known: run'):
+      results.load_log_z(os.path.join(self.workdir, 'nowhere'), 4)
+
+
+class ImagesTest(absltest.TestCase):
+
+  def test_bits_per_dimension_and_a_warning_about_few_effective_samples(self):
+    config = digits_t1k.get_config()
+    config.diffusion.num_levels = 6
+    config.model.update({'ch': 8, 'num_layers': 1, 'output_scale': 0.3})
+    config.sampling.num_steps = 2
+    config.density.update({'num_chains': 4, 'pilot_chains': 4, 'rung_ess': 0.3, 'data_steps': 1, 'levels': (0,),
+                           'num_draws': 2, 'baselines': False})
+    workdir = self.enterContext(tempfile.TemporaryDirectory())
+    testing.save_first_state(config, workdir, step=3, ema_params=perturbed(config))
+    with self.assertLogs('diffusion_ebm', 'WARNING') as logs:
+      record = normalised_density.normalised_density(config, workdir, seed=1)
+    self.assertRegex(logs.output[0], 'level 0: .* effective of 4 samples .*density.rung_ess')
+    dim, log2 = 64, np.log(2)
+    self.assertAlmostEqual(
+        record['bits_per_dim'], -(record['log_prob'] + dim * np.log(0.125)) / dim / log2, places=6)
+    first = record['log_z'][0]
+    self.assertAlmostEqual(record['bits_per_dim_upper'] - record['bits_per_dim_lower'],
+                           (first['upper'] - first['lower']) / dim / log2, places=6)
+    self.assertEqual((record['num_images'], record['grey_levels']), (360, 17))
+    self.assertNotEqual(record['bits_per_dim'], record['bits_per_dim_with_noise'])
+
+
+class RefusedTest(absltest.TestCase):
+
+  def test_no_checkpoint(self):
+    with self.assertRaisesRegex(UserError, 'no checkpoint: train first'):
+      normalised_density.normalised_density(testing.toy2d_config(), self.enterContext(tempfile.TemporaryDirectory()), 0)
+
+  def test_batch_normalisation(self):
+    config = testing.digits_config()
+    config.model.norm = 'batch'
+    with self.assertRaisesRegex(UserError, 'depends on its batch'):
+      normalised_density.normalised_density(config, 'unused', 0)
+
+  def test_energies_that_are_not_finite(self):
+    config = testing.toy2d_config()
+    config.density.pilot_chains = 3
+    nothing = jax.tree.map(lambda a: np.nan * a, model_lib.build(config).state.params)
+    workdir = self.enterContext(tempfile.TemporaryDirectory())
+    testing.save_first_state(config, workdir, step=7, ema_params=nothing)
+    with self.assertRaisesRegex(DivergedError, 'level 5 are not finite'):
+      normalised_density.normalised_density(config, workdir, 0)
+
+
+class BaselinesTest(absltest.TestCase):
+
+  def test_the_best_settings_are_chosen_and_the_density_is_normalised(self):
+    # Independent pixels of three equal grey levels: log2 3 bits each, and nothing can beat that on average.
+    rng = np.random.default_rng(0)
+    train, test = (rng.integers(-1, 2, (n, 1, 2, 1)).astype(np.float64) for n in (300, 200))
+    values, settings = baselines.log_densities('kernel_density', train, test, 1.0, 4, 0)
+    bits = log_prob.bits_per_dim(values, 2, 1.0).mean()
+    self.assertBetween(bits, np.log2(3), np.log2(3) + 0.25)
+    self.assertEqual(list(settings), ['bandwidth'])
+
+
+if __name__ == '__main__':
+  absltest.main()
