@@ -73,7 +73,10 @@ class EvaluationTest(absltest.TestCase):
                         record['split']), ('pixels', 30, 360, 64, 'test'))
       self.assertIsNone(record['inception_score'])
       self.assertTrue(all(np.isfinite(record[name]) for name in SCORES))
-      self.assertCountEqual(record['baselines'], ['real', 'gaussian', 'gaussian_mixture'])
+      self.assertCountEqual(
+          record['baselines'], ['real', 'gaussian', 'gaussian_mixture', 'cross_validated_mixture'])
+      self.assertEqual([record['baselines'][name]['num_components']
+                        for name in ('gaussian_mixture', 'cross_validated_mixture')], [10, 8])
       for baseline in record['baselines'].values():
         self.assertContainsSubset(SCORES, baseline)
       # Noise from a network that knows nothing is worse than any of them.
