@@ -42,9 +42,9 @@ def make_levels(num_levels: int, step_size: float, step_size_rule: str = 'cumula
     num_levels: 6 or 1000.
     step_size: b^2.
     step_size_rule: 'cumulative', the published `s_t^2 = b^2 sigma_{t+1}^2 sbar_t / sbar_0`; 'conditional',
-      `s_t^2 = b^2 sigma_{t+1}^2`: the same fraction of the conditional's width at every level where data are spread out;
-      or 'posterior', `s_t^2 = b^2 var(y_t | x_{t+1}, x)` (of each coordinate): the same fraction of its width where
-      data `x` are a single point, its narrowest one.
+      `s_t^2 = b^2 sigma_{t+1}^2`: the same fraction of the conditional's width where data are spread out; or
+      'posterior', `s_t^2 = b^2 var(y_t | x_{t+1}, x)` (of each coordinate): the same fraction of its width where data
+      are a single point x.
 
   Returns:
     The levels.
