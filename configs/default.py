@@ -52,7 +52,7 @@ def get_config():
   # K in generation, 0 for num_steps, -1 for the normal approximation; a little trained model gains from longer chains
   sampling.generation_steps = 0
   sampling.step_size = 2e-4  # b^2; docs/step_sizes.md
-  sampling.step_size_rule = 'cumulative'  # or conditional: s_t^2 = b^2 sigma_{t+1}^2, without sbar_t / sbar_0
+  sampling.step_size_rule = 'cumulative'  # or conditional: s_t^2 = b^2 sigma_{t+1}^2; or posterior, in between
   sampling.noise_scale = 0.99  # eta in generation; training always uses 1
   sampling.denoise = False  # remove the noise of the cleanest level (sigma 0.01) by Tweedie's formula
   sampling.batch_size = 256  # samples drawn at once, over all devices

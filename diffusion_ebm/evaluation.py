@@ -1,6 +1,7 @@
 """The evaluation job: scores of each checkpoint of a run, beside its training or after it."""
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -206,7 +207,8 @@ def _make_yardstick(config, cache, check_stop):
   yardstick = _Yardstick(extractor, extract, split, real, sources['train'], of['train'], {})
   if not evaluation.baselines:
     return yardstick
-  path = os.path.join(cache, f'baselines_{statistics.key(_measure(config), extractor.key, data_key)}.json')
+  path = os.path.join(
+      cache, f'baselines_{statistics.key(baselines.VERSION, _measure(config), extractor.key, data_key)}.json')
   return dataclasses.replace(yardstick, baselines=_baselines(config, yardstick, of, path))
 
 
@@ -239,7 +241,12 @@ def _baselines(config, yardstick, of, path):
     named['real'] = _score(other.features[:count], None if other.logits is None else other.logits[:count], yardstick)
   index = np.random.default_rng(0).permutation(len(source))[:baselines.MAX_EXAMPLES]
   examples = source.read(np.sort(index))
-  for name, generator in (('gaussian', baselines.gaussian), ('gaussian_mixture', baselines.gaussian_mixture)):
+  _log.info('choosing the size of a mixture of Gaussians by cross-validation')
+  size = baselines.cross_validated_size(examples)
+  generators = {
+      'gaussian': baselines.gaussian, 'gaussian_mixture': baselines.gaussian_mixture,
+      'cross_validated_mixture': functools.partial(baselines.gaussian_mixture, num_components=size)}
+  for name, generator in generators.items():
     _log.info('baseline: %s', name.replace('_', ' '))
     progress = Progress(f'features of the {name.replace("_", " ")}', count, unit='sample')
     parts, drawn = [], generator(examples, count, config.eval.seed)
@@ -249,6 +256,8 @@ def _baselines(config, yardstick, of, path):
       progress.line(always=False)
     progress.close()
     named[name] = _score(*_joined(parts), yardstick)
+  named['gaussian_mixture']['num_components'] = min(baselines.COMPONENTS, len(examples))
+  named['cross_validated_mixture']['num_components'] = size
   with open(f'{path}.{os.getpid()}.tmp', 'w', encoding='utf-8') as file:
     json.dump(named, file)
   os.replace(f'{path}.{os.getpid()}.tmp', path)

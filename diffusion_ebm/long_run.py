@@ -95,7 +95,7 @@ class _Chains:
     self._network = generate.single_device(model.network)
     self._weights = parallel.replicate(jax.jit(generate.ema_weights)(state))
     self._step = None
-    devices = jax.local_device_count()
+    devices = parallel.num_devices()
     self._index = np.arange(-(-settings.num_chains // devices) * devices, dtype=np.int32)
     self._a = float(model.levels.noise.a_y[settings.level + 1])
 

@@ -184,7 +184,7 @@ class _Estimator:
     self._weights = parallel.replicate(jax.jit(generate.ema_weights)(state))
     self._network = generate.single_device(model.network)
     self._compiled = {}
-    devices = jax.local_device_count()
+    devices = parallel.num_devices()
     self._index = np.arange(-(-config.density.num_chains // devices) * devices, dtype=np.int32)
 
   def choose_rungs(self):

@@ -16,7 +16,7 @@ import numpy as np
 from diffusion_ebm import langevin, noise_levels
 from diffusion_ebm.noise_levels import at
 
-STEP_SIZE_RULES = ('cumulative', 'conditional')
+STEP_SIZE_RULES = ('cumulative', 'conditional', 'posterior')
 TEMPERATURES = ('step_size', 'one')
 
 
@@ -44,13 +44,15 @@ class Levels:
 
 def make_levels(num_levels: int, step_size: float, step_size_rule: str = 'cumulative',
                 temperature: str = 'step_size') -> Levels:
-  """Levels of the paper with one of two rules for the step size.
+  """Levels of the paper with one of three rules for the step size.
 
   Args:
     num_levels: 6 or 1000.
     step_size: b^2.
-    step_size_rule: 'cumulative', the published `s_t^2 = b^2 sigma_{t+1}^2 sbar_t / sbar_0`, or 'conditional',
-      `s_t^2 = b^2 sigma_{t+1}^2`: the same fraction of the conditional's width at every level.
+    step_size_rule: 'cumulative', the published `s_t^2 = b^2 sigma_{t+1}^2 sbar_t / sbar_0`; 'conditional',
+      `s_t^2 = b^2 sigma_{t+1}^2`: the same fraction of the conditional's width where data are spread out; or
+      'posterior', `s_t^2 = b^2 var(y_t | x_{t+1}, x)` (of each coordinate): the same fraction of its width where data
+      are a single point x.
     temperature: 'step_size', the published one: the log density is `f / s_t^2`; or 'one': it is f itself, in nats.
 
   Returns:
@@ -59,12 +61,14 @@ def make_levels(num_levels: int, step_size: float, step_size_rule: str = 'cumula
   Raises:
     ValueError: for another number of levels, another rule or temperature.
 
-  Source: Gao et al. 2021, section 3.4.
+  Source: Gao et al. 2021, section 3.4; the variance of 'posterior' is that of Ho et al. 2020, equation 7.
   """
   noise = noise_levels.make_noise_levels(num_levels)
   s2 = step_size * noise.sigma[1:]**2
   if step_size_rule == 'cumulative':
     s2 = s2 * noise.sigma_cum[:-1] / noise.sigma_cum[0]
+  elif step_size_rule == 'posterior':
+    s2 = step_size / (noise.is_recovery[1:] / noise.sigma[1:]**2 + 1 / (noise.a_y[1:] * noise.sigma_cum[:-1])**2)
   elif step_size_rule != 'conditional':
     raise ValueError(f'step_size_rule is {step_size_rule!r}, not one of {STEP_SIZE_RULES}')
   if temperature not in TEMPERATURES:

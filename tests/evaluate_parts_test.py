@@ -163,6 +163,20 @@ class BaselinesTest(absltest.TestCase):
     halves = [np.bincount(half.argmin(1), minlength=10) for half in np.array_split(distance, 2)]
     np.testing.assert_allclose(halves[0], halves[1], atol=60)  # shuffled
 
+  def test_cross_validation_finds_the_number_of_clusters(self):
+    # Thirty standard deviations apart: fewer components than clusters are far from them, more fit noise alone.
+    rng = np.random.default_rng(0)
+    x = (np.repeat(30 * np.eye(3), 60, 0) + rng.normal(size=(180, 3))).astype(np.float32)
+    self.assertEqual(baselines.cross_validated_size(x), 3)
+    self.assertEqual(baselines.cross_validated_size(x[:2]), 1)  # no more than there are examples
+
+  def test_mixtures_of_one_and_of_more_components_than_examples(self):
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    one = baselines.gaussian_mixture(x, 4000, 0, 1)
+    # The mixture's covariance is divided by N, not N - 1; Monte-Carlo error sqrt(2 / 4,000) = 2 %.
+    np.testing.assert_allclose(np.cov(one.T), np.cov(x.T) * 19 / 20, atol=0.1 * np.cov(x.T).max())
+    self.assertLen(baselines.gaussian_mixture(x, 50, 0, 30), 50)
+
   def test_images_stay_images_and_seeds_count(self):
     images = np.random.default_rng(0).integers(0, 256, (60, 3, 3, 1)).astype(np.uint8)
     for generator in (baselines.gaussian, baselines.gaussian_mixture):

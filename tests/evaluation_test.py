@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from unittest import mock
 
 from absl.testing import absltest
@@ -19,24 +18,11 @@ from PIL import Image
 from diffusion_ebm import checkpoints, evaluation
 from diffusion_ebm import model as model_lib
 from diffusion_ebm.errors import InterruptedRun, UserError
-from diffusion_ebm.evaluate import results, scores
-from tests import testing
+from diffusion_ebm.evaluate import scores
+from tests import evaluation_kills, testing
+from tests.evaluation_kills import eval_config, records
 
 SCORES = ('fid', 'kid', 'precision', 'recall', 'density', 'coverage')
-
-
-def eval_config(**changes):
-  """Digits in pixels, 30 samples; `changes` are of the `eval` section."""
-  config = testing.digits_config()
-  config.sampling.batch_size = 15
-  config.eval.update({
-      'extractor': 'pixels', 'num_samples': 30, 'batch_size': 512, 'baselines': False, 'poll_seconds': 0.05,
-      'max_wait_minutes': 0.0} | changes)
-  return config
-
-
-def records(workdir):
-  return results.read(os.path.join(workdir, 'eval', 'results.jsonl'))
 
 
 def poison(config):
@@ -73,7 +59,10 @@ class EvaluationTest(absltest.TestCase):
                         record['split']), ('pixels', 30, 360, 64, 'test'))
       self.assertIsNone(record['inception_score'])
       self.assertTrue(all(np.isfinite(record[name]) for name in SCORES))
-      self.assertCountEqual(record['baselines'], ['real', 'gaussian', 'gaussian_mixture'])
+      self.assertCountEqual(
+          record['baselines'], ['real', 'gaussian', 'gaussian_mixture', 'cross_validated_mixture'])
+      self.assertEqual([record['baselines'][name]['num_components']
+                        for name in ('gaussian_mixture', 'cross_validated_mixture')], [10, 8])
       for baseline in record['baselines'].values():
         self.assertContainsSubset(SCORES, baseline)
       # Noise from a network that knows nothing is worse than any of them.
@@ -244,20 +233,8 @@ class ProcessesTest(absltest.TestCase):
     self.assertCountEqual([record['step'] for record in records(self.workdir)], checkpoints.steps(self.workdir))
 
   def test_killed_at_any_moment_and_started_again_nothing_is_done_twice(self):
-    steps = checkpoints.steps(self.workdir)
-    process = self.start()
-    while not records(self.workdir):
-      self.assertIsNone(process.poll())
-      time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = records(self.workdir)
-    self.assertLess(len(before), len(steps) + 1)
-    evaluation.evaluate(eval_config(), self.workdir)
-    self.assertEqual(records(self.workdir)[:len(before)], before)
-    self.assert_all_done_once()
-    for step in steps:
-      self.assertTrue(os.path.exists(os.path.join(self.workdir, 'eval', f'samples_{step}.png')))
+    workdir = self.enterContext(tempfile.TemporaryDirectory())
+    self.assertLen(evaluation_kills.kill_loop(workdir, 3), 3)  # checks what is left of each
 
   def test_two_jobs_share_the_work(self):
     process = self.start()

@@ -63,6 +63,17 @@ class LevelsTest(parameterized.TestCase):
     levels = recovery.make_levels(6, 0.06, 'conditional')
     np.testing.assert_allclose(levels.step_variance / levels.noise.sigma[1:]**2, 0.06)
 
+  def test_posterior_rule(self):
+    # y_t given x_{t+1} and x is Gaussian: y_t = a_{t+1} (abar_t x + sbar_t eps), seen through the noise sigma_{t+1}. In
+    # terms of the joint covariance of the two noises: var(y) - cov(y, x_next)^2 / var(x_next).
+    levels = recovery.make_levels(6, 0.3, 'posterior')
+    noise = levels.noise
+    for t in range(5):
+      variance = (noise.a[t + 1] * noise.sigma_cum[t])**2
+      posterior = variance - variance**2 / noise.sigma_cum[t + 1]**2
+      np.testing.assert_allclose(levels.step_variance[t], 0.3 * posterior, rtol=1e-9)
+    np.testing.assert_allclose(levels.step_variance[5], 0.3 * noise.sigma_cum[5]**2)  # the last level is a marginal one
+
   def test_other_rules_are_refused(self):
     with self.assertRaisesRegex(ValueError, 'other'):
       recovery.make_levels(6, 0.06, 'other')
