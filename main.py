@@ -1,6 +1,6 @@
 """Trains and samples energy-based models by diffusion recovery likelihood.
 
-  python main.py --config=configs/cifar10.py --workdir=runs/cifar10 [--mode=train|sample|grid|eval] [--config.KEY=VALUE]
+  python main.py --config=configs/cifar10.py --workdir=runs/cifar10 [--mode=MODE] [--config.KEY=VALUE]
 """
 
 import itertools
@@ -22,8 +22,10 @@ _MODE = flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, samples and logs go.')
 _NUM_SAMPLES = flags.DEFINE_integer('num_samples', 64, 'sample: how many; for eval, --config.eval.num_samples.')
 _SEED = flags.DEFINE_integer(
-    'seed', 0, 'sample, grid: of the random numbers; training has --config.seed, eval --config.eval.seed.')
-_STEP = flags.DEFINE_integer('step', None, 'sample, grid, eval: which checkpoint; the newest by default, for eval all.')
+    'seed', 0, 'sample, grid, density, long_run: of the random numbers; training has --config.seed, eval '
+    '--config.eval.seed.')
+_STEP = flags.DEFINE_integer(
+    'step', None, 'not for train: which checkpoint; the newest by default, for eval all.')
 
 _DEFAULT_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'configs', 'digits.py')
 
