@@ -23,7 +23,6 @@ def get_config():
   config.train.num_steps = 10_000
   config.train.learning_rate = 1e-3
   config.train.ema_decay = 0.999
-  config.train.cosine_decay = True
   config.train.grad_clip = 0.0
   config.train.log_every = 200
   config.train.sample_every = 5000

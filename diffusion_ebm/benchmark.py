@@ -163,8 +163,8 @@ def _input_rate(config, seconds):
   for _ in range(16):  # those made ahead
     next(batches)
   began, count = time.perf_counter(), 0
-  while time.perf_counter() < began + min(seconds, 5.0):
-    count += len(next(batches))
+  while count == 0 or time.perf_counter() < began + min(seconds, 5.0):
+    count += sum(len(next(batches)) for _ in range(16))
   rate = count / (time.perf_counter() - began)
   batches.close()
   return rate

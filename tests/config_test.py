@@ -20,7 +20,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NAMES = sorted(
     name for name in (os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, 'configs', '*.py')))
     if name not in ('__init__', 'default'))
-TFDS = [name for name in NAMES if name not in ('digits', 'toy2d', 'images', 'digits_t1k', 'toy2d_t1k')]
+TFDS = [name for name in NAMES if name not in ('digits', 'toy2d', 'images', 'images_small', 'digits_t1k', 'toy2d_t1k')]
 
 
 def get(name):
@@ -33,7 +33,7 @@ class ConfigsTest(parameterized.TestCase):
     self.assertEqual(NAMES, sorted([
         'digits', 'toy2d', 'mnist', 'cifar10', 'cifar100', 'svhn', 'celeba64', 'lsun_church64', 'lsun_bedroom64',
         'lsun_church128', 'lsun_bedroom128', 'celebahq128', 'celebahq256', 'images',
-        'cifar10_t1k', 'digits_t1k', 'toy2d_t1k']))
+        'images_small', 'cifar10_t1k', 'digits_t1k', 'toy2d_t1k']))
 
   @parameterized.parameters(*NAMES)
   def test_nothing_is_wrong_with_it(self, name):
@@ -64,8 +64,9 @@ class ConfigsTest(parameterized.TestCase):
     config.model.update({'ch': 4, 'num_res_blocks': 1})
     config.sampling.num_steps = 1
     config.train.warmup_steps = 0
-    if name == 'images':
-      batch = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    if config.data.name == 'images':
+      size = config.data.image_size
+      batch = np.random.default_rng(0).integers(0, 256, (2, size, size, 3)).astype(np.uint8)
     elif name in TFDS:
       config.data.train_split = config.data.train_split.partition('[')[0]
       with tfds.testing.mock_data(num_examples=2):
