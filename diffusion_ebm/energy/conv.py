@@ -53,7 +53,7 @@ def _conv2d_bwd(stride, residuals, g):
   for (low, _), size, width, out in zip(same, x.shape[1:3], kernel.shape[:2], g.shape[1:3], strict=True):
     before = width - 1 - low
     padding.append((before, size + width - 1 - before - ((out - 1) * stride + 1)))
-  if padding == same:
+  if stride == 1 and padding == same:
     dx = conv2d(g, _flipped(kernel), 1, tiles and tiles[::-1])  # a gradient of this gradient is fast too
   else:
     dx = _correlate(g, _flipped(kernel), None, padding, spread=stride)
