@@ -102,8 +102,8 @@ def _table(records):
   return (f'<h2>Scores</h2>\n<table><thead><tr>{head}</tr></thead><tbody>\n' + '\n'.join(rows)
           + '\n</tbody></table>\n<p>± is the standard deviation over ten splits for the inception score, the standard '
           'error for KID. Baselines: other real data (the other split); fitted to training data, a Gaussian with the '
-          'full covariance of the pixels, and two mixtures of Gaussians in the space of the principal components, one of '
-          'ten, one of as many as give held-out examples the highest likelihood.</p>')
+          'full covariance of the pixels, and two mixtures of Gaussians in the space of the principal components, one '
+          'of ten, one of as many as give held-out examples the highest likelihood.</p>')
 
 
 def _curves(records):
