@@ -258,7 +258,7 @@ class ReportTest(TemporaryTest):
     return self.scores(fid) | {
         'step': step, 'num_data': 360, 'num_features': 128, 'num_neighbour_samples': 100, 'num_neighbour_data': 360,
         'extractor': 'classifier', 'split': 'test', 'classifier_accuracy': 0.9876,
-        'baselines': {'gaussian_mixture': self.scores(77.25)}}
+        'baselines': {'gaussian_mixture': self.scores(77.25) | {'num_components': 10}}}
 
   def test_the_page_holds_everything_and_needs_nothing(self):
     picture = self.path + '.png'
@@ -272,7 +272,7 @@ class ReportTest(TemporaryTest):
     self.assertEmpty(page.open)
     text = ' '.join(''.join(page.text).split())
     for shown in ('Run <x>', '33.5', '22.5', '77.25', '3.21 ± 0.1', '100 samples', '360 examples', '128 classifier',
-                  '98.76%', '22.5 at step 200', 'NaN <b>everywhere</b>', '"name": "digits"', 'gaussian mixture',
+                  '98.76%', '22.5 at step 200', 'NaN <b>everywhere</b>', '"name": "digits"', 'gaussian mixture (10)',
                   'no more samples than features'):
       self.assertIn(shown, text)
     self.assertEqual((page.tags.count('svg'), page.tags.count('img')), (1, 1))

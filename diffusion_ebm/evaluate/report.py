@@ -88,16 +88,22 @@ def _row(name, scores, kind=''):
   return f'<tr class="{kind}"><td>{html.escape(name)}</td>{cells}</tr>'
 
 
+def _title(name, scores):
+  components = scores.get('num_components')
+  return name.replace('_', ' ') + (f' ({components})' if components else '')
+
+
 def _table(records):
   head = ''.join(f'<th>{name}</th>' for name in ('', *(name for _, name in _COLUMNS)))
   best = min(records, key=lambda record: record['fid'])
   rows = [_row(f'step {record["step"]}', record, 'best' if record is best else '') for record in records]
-  rows += [_row(f'baseline: {name.replace("_", " ")}', scores, 'baseline')
+  rows += [_row(f'baseline: {_title(name, scores)}', scores, 'baseline')
            for name, scores in records[-1]['baselines'].items()]
   return (f'<h2>Scores</h2>\n<table><thead><tr>{head}</tr></thead><tbody>\n' + '\n'.join(rows)
           + '\n</tbody></table>\n<p>± is the standard deviation over ten splits for the inception score, the standard '
-          'error for KID. Baselines: other real data (the other split), a Gaussian with the full covariance of the '
-          'pixels, and ten Gaussians in the space of the principal components; both are fitted to training data.</p>')
+          'error for KID. Baselines: other real data (the other split); fitted to training data, a Gaussian with the '
+          'full covariance of the pixels, and two mixtures of Gaussians in the space of the principal components, one '
+          'of ten, one of as many as give held-out examples the highest likelihood.</p>')
 
 
 def _curves(records):
@@ -114,7 +120,7 @@ def _curves(records):
   for (key, title), axis in zip(shown, axes, strict=False):
     axis.plot(steps, [record[key] for record in records], 'o-', color='C0', label='samples')
     for number, (name, scores) in enumerate(records[-1]['baselines'].items(), 1):
-      axis.axhline(scores[key], color=f'C{number}', linestyle='--', label=name.replace('_', ' '))
+      axis.axhline(scores[key], color=f'C{number}', linestyle='--', label=_title(name, scores))
     axis.set_title(title, fontsize=10)
     axis.set_xlabel('step')
     if key == 'fid':
