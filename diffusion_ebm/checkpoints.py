@@ -11,7 +11,6 @@ present one. To change what a state holds: raise `FORMAT`, and teach `_older` wh
 import collections
 import contextlib
 import errno
-import functools
 import hashlib
 import json
 import logging
@@ -81,7 +80,11 @@ class Saver:
     self._open()
 
   def _open(self):
-    parallel.together(functools.partial(_remove_unfinished, self._folder), first_only=True)
+    def make_room():
+      _check_regular(self._folder)
+      _remove_unfinished(self._folder)
+
+    parallel.together(make_room, first_only=True)
     try:
       self.manager = ocp.CheckpointManager(self._folder, options=self._options)
     except OSError as error:
@@ -157,6 +160,8 @@ class Saver:
       self.wait()
     finally:
       self.manager.close()
+      if parallel.is_first():  # threads of a save that failed may have written since it was removed
+        _remove_unfinished(self._folder)
 
 
 def _check_regular(folder):
@@ -170,7 +175,6 @@ def _check_regular(folder):
 
 def _remove_unfinished(folder):
   """Removes what there is of checkpoints that were not finished, so that the next one has their space and name."""
-  _check_regular(folder)
   for _ in range(_ATTEMPTS):  # threads of a save that has failed may still write
     left = [name for name in (os.listdir(folder) if os.path.isdir(folder) else ()) if re.match(r'\d+\.', name)]
     if not left:

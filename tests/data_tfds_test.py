@@ -69,7 +69,8 @@ class PreparationTest(parameterized.TestCase):
     super().setUp()
     self.assertNotIn('tensorflow', sys.modules)
     self.www = self.enterContext(tempfile.TemporaryDirectory())
-    self.path = self.enterContext(tempfile.TemporaryDirectory())
+    # The threads of a download that has failed may still write there.
+    self.path = self.enterContext(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
     self.rng = np.random.default_rng(0)
 
   def _mnist(self, num_train=7, num_test=3):
