@@ -54,32 +54,31 @@ def benchmark(config, seconds: float = 10.0) -> dict:
   config_lib.check(config, parallel.num_devices())
   model = model_lib.build(config)
   size, steps = config.train.batch_size, config.sampling.num_steps
-  batch = _random_batch(model.shape, size)
+  batch = parallel.split(_random_batch(model.shape, size))
   result = {
       'device': jax.devices()[0].device_kind, 'platform': jax.default_backend(), 'num_devices': parallel.num_devices(),
       'dtype': config.model.dtype, 'batch': size, 'width': config.model.ch, 'blocks': config.model.num_res_blocks,
       'K': steps, 'micro_batches': config.train.micro_batches}
 
   began = time.perf_counter()
-  step = train.compile_step(config, model, model.state, parallel.split(batch))
+  step = train.compile_step(config, model, model.state, batch)
   result['compile_s'] = time.perf_counter() - began
   product, product_flops = _matrix_product(energy.DTYPES[config.model.dtype])
-  state, on_device = model.state, parallel.split(batch)
+  state = model.state
 
   def train_once():
     nonlocal state
-    state, _ = step(state, on_device)
+    state, _ = step(state, batch)
     return state
 
   # The two in turn, so that both see the machine in the same mood.
   (times, product_times) = _measure(seconds, train_once, product)
   result |= _summary('train_step_s', times)
+  products = 1 if jax.default_backend() == 'cpu' else parallel.num_devices()  # devices of a CPU share its cores
   result |= {
       'images_per_s': size / result['train_step_s'],
       'flops_per_step': flops.train_step(energy.make_network(config.model), model.shape, size, steps),
-      'matmul_flops_per_s': product_flops * parallel.num_devices() / float(np.median(product_times))}
-  if jax.default_backend() == 'cpu':  # whose devices share the cores
-    result['matmul_flops_per_s'] /= parallel.num_devices()
+      'matmul_flops_per_s': product_flops * products / float(np.median(product_times))}
   result['achieved_flops_per_s'] = result['flops_per_step'] / result['train_step_s']
   result['fraction_of_matmul'] = result['achieved_flops_per_s'] / result['matmul_flops_per_s']
 

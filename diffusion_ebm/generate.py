@@ -61,8 +61,7 @@ class Sampler:
       batch_size: samples at once; rounded up to a multiple of the devices.
       keep: levels whose samples are returned too.
     """
-    devices = parallel.num_devices()
-    self.batch_size = -(-batch_size // devices) * devices
+    self.batch_size = parallel.up_to_devices(batch_size)
     self._compiled = None
 
     def draw(state, index, seed):
@@ -100,8 +99,7 @@ class Mapped:
       function: `(weights, *parts) -> array`, where parts and array have an axis of examples first.
       batch_size: examples at once; rounded up to a multiple of the devices.
     """
-    devices = parallel.num_devices()
-    self._batch_size = -(-batch_size // devices) * devices
+    self._batch_size = parallel.up_to_devices(batch_size)
     self._function, self._compiled = function, None
 
   def __call__(self, weights, *arrays, progress=None) -> np.ndarray:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_ebm import config as config_lib
 from diffusion_ebm import (
-  checkpoints,
   data,
   energy,
   generate,
@@ -20,9 +20,8 @@ from diffusion_ebm import (
   pictures,
   recovery,
   train_step,
+  trained,
 )
-from diffusion_ebm import config as config_lib
-from diffusion_ebm import model as model_lib
 from diffusion_ebm import workdir as workdir_lib
 from diffusion_ebm.errors import DivergedError, InterruptedRun, UserError
 from diffusion_ebm.evaluate import diagnostics, features, scores
@@ -57,17 +56,9 @@ def long_run(config, workdir: str, seed: int, step: int | None = None) -> dict:
     DivergedError: the chains reached values that are not finite.
     InterruptedRun: Ctrl-C or SIGTERM; what has been run is kept.
   """
-  if not 0 <= seed < 2**32:
-    raise UserError(f'--seed is {seed}, not in 0 .. 2^32 - 1')
-  config = config_lib.resolve(config)
-  config_lib.check(config, 1)
-  if config.model.norm == 'batch':
-    raise UserError("with model.norm='batch' an image's energy depends on its batch: there is no density to follow")
-  config_lib.check_same_run(config, workdir, free=('seed', 'train', 'sampling.num_steps'))
-  manager = checkpoints.open_for_reading(workdir)
-  model = model_lib.build(config)
-  state, _ = checkpoints.restore(manager, model.state, step)
-  manager.close()
+  trained.check_seed(seed)
+  trained.check_own_density(config, 'follow')
+  config, model, state = trained.restore(config, workdir, step)
   settings = config.long_run
   if settings.level >= model.levels.num_models:
     raise UserError(f'--config.long_run.level is {settings.level}, not in 0 .. {model.levels.num_models - 1}')
@@ -95,8 +86,7 @@ class _Chains:
     self._network = generate.single_device(model.network)
     self._weights = parallel.replicate(jax.jit(generate.ema_weights)(state))
     self._step = None
-    devices = parallel.num_devices()
-    self._index = np.arange(-(-settings.num_chains // devices) * devices, dtype=np.int32)
+    self._index = np.arange(parallel.up_to_devices(settings.num_chains), dtype=np.int32)
     self._a = float(model.levels.noise.a_y[settings.level + 1])
 
   def start(self):

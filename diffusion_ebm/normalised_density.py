@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import checkpoints, data, generate, langevin, noise_levels, parallel, pictures, sampling, train_step
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import model as model_lib
+from diffusion_ebm import data, generate, langevin, noise_levels, parallel, pictures, sampling, train_step, trained
 from diffusion_ebm import workdir as workdir_lib
 from diffusion_ebm.density import ais, baselines, ladder, log_prob, results
 from diffusion_ebm.errors import DivergedError, UserError
@@ -46,18 +45,10 @@ def normalised_density(config, workdir: str, seed: int, step: int | None = None)
     UserError: something that the user can mend.
     DivergedError: the chains reached values that are not finite.
   """
-  if not 0 <= seed < 2**32:
-    raise UserError(f'--seed is {seed}, not in 0 .. 2^32 - 1')
-  config = config_lib.resolve(config)
-  config_lib.check(config, 1)
-  if config.model.norm == 'batch':
-    raise UserError("with model.norm='batch' an image's energy depends on its batch: there is no density to normalise")
-  config_lib.check_same_run(config, workdir, free=('seed', 'train', 'sampling.num_steps'))
-  manager = checkpoints.open_for_reading(workdir)
+  trained.check_seed(seed)
+  trained.check_own_density(config, 'normalise')
+  config, model, state = trained.restore(config, workdir, step)
   source = data.load_source(config.data, config.density.split)
-  model = model_lib.build(config)
-  state, _ = checkpoints.restore(manager, model.state, step)
-  manager.close()
   folder = workdir_lib.make(workdir, 'density')
   began = time.monotonic()
 
@@ -166,12 +157,10 @@ def _baselines(config, source, dim, seed):
 
 
 def _save_ladder(folder, rungs, step_sizes, forward, reverse, acceptance):
-  path = os.path.join(folder, 'ladder.npz')
-  with open(path + '.tmp', 'wb') as file:
-    np.savez_compressed(
-        file, level=rungs.level, fraction=rungs.fraction, step_size=step_sizes, forward=forward.astype(np.float32),
-        acceptance=acceptance, **{f'reverse_{level}': weights for level, weights in reverse.items()})
-  os.replace(path + '.tmp', path)
+  workdir_lib.save_npz(
+      os.path.join(folder, 'ladder.npz'), level=rungs.level, fraction=rungs.fraction, step_size=step_sizes,
+      forward=forward.astype(np.float32), acceptance=acceptance,
+      **{f'reverse_{level}': weights for level, weights in reverse.items()})
 
 
 class _Estimator:
@@ -184,8 +173,7 @@ class _Estimator:
     self._weights = parallel.replicate(jax.jit(generate.ema_weights)(state))
     self._network = generate.single_device(model.network)
     self._compiled = {}
-    devices = parallel.num_devices()
-    self._index = np.arange(-(-config.density.num_chains // devices) * devices, dtype=np.int32)
+    self._index = np.arange(parallel.up_to_devices(config.density.num_chains), dtype=np.int32)
 
   def choose_rungs(self):
     settings, model = self._settings, self._model

@@ -148,6 +148,12 @@ def num_devices() -> int:
   return len(devices())
 
 
+def up_to_devices(count: int) -> int:
+  """The smallest number of examples from `count` on that all devices share equally."""
+  n = num_devices()
+  return -(-count // n) * n
+
+
 def _sharding(*axes):
   return NamedSharding(Mesh(np.array(devices()), (AXIS,)), PartitionSpec(*axes))
 

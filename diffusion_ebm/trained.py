@@ -1,14 +1,12 @@
 """A trained model, from its workdir."""
 
-import json
-import os
-
 import jax
 import numpy as np
 
 from diffusion_ebm import checkpoints, generate, parallel
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
+from diffusion_ebm.density import results
 from diffusion_ebm.errors import UserError
 
 
@@ -54,6 +52,13 @@ def check_seed(seed: int):
     raise UserError(f'--seed is {seed}, not in 0 .. 2^32 - 1')
 
 
+def check_own_density(config, purpose: str):
+  """Raises a `UserError` where an example's energy depends on others: then there is no density to follow, say."""
+  if config.model.norm == 'batch':
+    raise UserError(
+        f"with model.norm='batch' an image's energy depends on its batch: there is no density to {purpose}")
+
+
 def check_images(config, mode: str):
   """Raises a `UserError` for a mode that is for images where the data are vectors."""
   if config_lib.is_vector(config):
@@ -86,17 +91,12 @@ def log_z(workdir: str, step: int, num_models: int):
   Raises:
     UserError: the file cannot be read.
   """
-  path = os.path.join(workdir, 'density', 'results.json')
-  try:
-    with open(path, encoding='utf-8') as file:
-      results = json.load(file)
-    if results['step'] != step:
+  def by_level(record):
+    if record['step'] != step:
       return None
     values = np.full(num_models, np.nan)
-    for entry in results['log_z']:
+    for entry in record['log_z']:
       values[entry['level']] = entry['log_z']
-  except FileNotFoundError:
-    return None
-  except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-    raise UserError(f'{path} cannot be read ({error}): run --mode=density again') from error
-  return values
+    return values
+
+  return results.read(workdir, by_level)

@@ -14,7 +14,7 @@ integrates q over each pixel's bin; bits per dimension are minus that over D log
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import energy, recovery
+from diffusion_ebm import marginal, recovery
 
 
 def log_prob(levels: recovery.Levels, network, weights, x, log_z):
@@ -30,10 +30,9 @@ def log_prob(levels: recovery.Levels, network, weights, x, log_z):
   Returns:
     (B,), in nats.
   """
-  level = jnp.zeros(1, int)
-  scale = float(levels.noise.a_y[1] * levels.noise.a_cum[0])
-  f = energy.at_level(network, weights, level)(scale * x)
-  return recovery.log_density(levels, f, level) - log_z + x.size // len(x) * np.log(scale)
+  a = float(levels.noise.a_cum[0])
+  unnormalised = marginal.log_density(levels, network, weights, a * x, jnp.zeros(1, int))
+  return unnormalised + x[0].size * np.log(a) - log_z
 
 
 def bits_per_dim(log_density, dim: int, grey_width: float):

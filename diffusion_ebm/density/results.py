@@ -15,6 +15,29 @@ def write(folder: str, record: dict):
   os.replace(path + '.tmp', path)
 
 
+def read(workdir: str, extract):
+  """What the density job kept in a workdir.
+
+  Args:
+    workdir: of the run.
+    extract: from the record to what is wanted of it.
+
+  Returns:
+    What `extract` returned; None where the job has not been run.
+
+  Raises:
+    UserError: the file cannot be read, or does not hold what is wanted.
+  """
+  path = os.path.join(workdir, 'density', 'results.json')
+  try:
+    with open(path, encoding='utf-8') as file:
+      return extract(json.load(file))
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+    raise UserError(f'{path} cannot be read ({error}): run --mode=density again') from error
+
+
 def load_log_z(workdir: str, step: int) -> dict:
   """Log Z of the cleanest level of a checkpoint.
 
@@ -28,15 +51,7 @@ def load_log_z(workdir: str, step: int) -> dict:
   Raises:
     UserError: the density job has not been run for that checkpoint.
   """
-  path = os.path.join(workdir, 'density', 'results.json')
-  try:
-    with open(path, encoding='utf-8') as file:
-      record = json.load(file)
-    found, entry = record['step'], record['log_z'][0]
-  except (FileNotFoundError, NotADirectoryError):
-    found = None
-  except (OSError, ValueError, LookupError) as error:
-    raise UserError(f'{path} cannot be read ({error}): run --mode=density again') from error
+  found, entry = read(workdir, lambda record: (record['step'], record['log_z'][0])) or (None, None)
   if found != step:
     known = '' if found is None else f' (only of step {found})'
     raise UserError(f'log Z of step {step} is not known{known}: run --mode=density --workdir={workdir} --step={step}')

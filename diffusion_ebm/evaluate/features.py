@@ -121,8 +121,7 @@ def compile_extractor(extractor: Extractor, shape, vector: bool, batch_size: int
     logits None where there are no classes. It raises a `UserError` for examples of another type or shape, and for
     values that are not finite.
   """
-  devices = parallel.num_devices()
-  batch_size = -(-batch_size // devices) * devices
+  batch_size = parallel.up_to_devices(batch_size)
   dtype = np.dtype(np.float32 if vector else np.uint8)
   params = parallel.replicate(extractor.params)
   blank = np.zeros((batch_size, *shape), dtype)
