@@ -49,14 +49,14 @@ def _conv2d_bwd(stride, residuals, g):
   x, kernel, tiles = residuals
   same = _same_padding(x, kernel, stride)
   # Input: the flipped, transposed kernel over the gradient, spread out by the stride.
-  padding = []
+  padding = ()
   for (low, _), size, width, out in zip(same, x.shape[1:3], kernel.shape[:2], g.shape[1:3], strict=True):
     before = width - 1 - low
-    padding.append((before, size + width - 1 - before - ((out - 1) * stride + 1)))
+    padding += ((before, size + width - 1 - before - ((out - 1) * stride + 1)),)
   if stride == 1 and padding == same:
     dx = conv2d(g, _flipped(kernel), 1, tiles and tiles[::-1])  # a gradient of this gradient is fast too
   else:
-    dx = _correlate(g, _flipped(kernel), None, padding, spread=stride)
+    dx = _correlate(g, _flipped(kernel), None, padding, 1, stride)
   # Kernel: the gradient as a kernel over the input, the batch in the place of the channels.
   dk = lax.conv_general_dilated(
       x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), same, rhs_dilation=(stride, stride),
@@ -82,13 +82,14 @@ def prepare(params):
       if path[-1] == 'kernel' and _is_wide(kernel)})
 
 
+@jax.jit
 def winograd_kernels(kernel):
-  """A 3x3 kernel, (3, 3, C, D), and its flipped transpose, as 4 x 4 matrices each: (C, D) and (D, C)."""
+  """A 3x3 kernel, (3, 3, C, D), and its flipped transpose, as 4 x 4 matrices each: 4 of (4, C, D), and of (4, D, C)."""
   def along(k):
     return k[0], (k[0] + k[1] + k[2]) / 2, (k[0] - k[1] + k[2]) / 2, k[2]
 
   def transform(kernel):
-    return tuple(along(rows) for rows in along(kernel))
+    return tuple(jnp.stack(along(rows)) for rows in along(kernel))
 
   return transform(kernel), transform(_flipped(kernel))
 
@@ -98,14 +99,15 @@ def _flipped(kernel):
 
 
 def _same_padding(x, kernel, stride):
-  return lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), 'SAME')
+  return tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), 'SAME'))
 
 
 def _is_wide(kernel):
   return kernel.ndim == 4 and kernel.shape[:2] == (3, 3) and min(kernel.shape[2:]) >= _WINOGRAD_WIDTH
 
 
-def _correlate(x, kernel, tiles, padding, stride=1, spread=1):
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))  # traced once for all layers of a shape
+def _correlate(x, kernel, tiles, padding, stride, spread=1):
   """Cross-correlation of `x` with zeros in between (`spread`) and around (`padding`)."""
   def direct(x, kernel, tiles):
     del tiles
@@ -124,7 +126,8 @@ def _correlate(x, kernel, tiles, padding, stride=1, spread=1):
 def _winograd(x, tiles):
   """3x3 cross-correlation with padding 1 and stride 1 by tiles of 2x2: 16 products in place of 36.
 
-  Each product of matrices stands alone, since XLA's batched ones seldom use all cores.
+  The products of a row of the 4x4 matrices are one batched product: all 16 at once leave the cache, and one by one they
+  make programs that take long to compile and to load.
 
   Source: Lavin and Gray 2016, section 4.1, F(2x2, 3x3).
   """
@@ -139,8 +142,8 @@ def _winograd(x, tiles):
 
   x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
   products = [
-      [(tile.reshape(-1, channels) @ tiles[i][j]).reshape(batch, height // 2, width // 2, -1)
-       for j, tile in enumerate(differences(rows, 2))]
+      (jnp.stack(differences(rows, 2)).reshape(4, -1, channels) @ tiles[i]).reshape(
+          4, batch, height // 2, width // 2, -1)
       for i, rows in enumerate(differences(x, 1))]
   rows = sums([jnp.stack(sums(row), 3) for row in products])
   return jnp.stack(rows, 2).reshape(batch, height, width, -1)

@@ -45,9 +45,10 @@ def init(key, params):
 def iterate(params, u, num_iterations: int = 1):
   """Advances the power iteration; no gradient flows through it. Returns the new `u`."""
   kernels = _kernels(lax.stop_gradient(params))
-  return traverse_util.unflatten_dict({
-      path: lax.fori_loop(0, num_iterations, lambda _, u, w=kernels[path]: _unit(_unit(w @ u) @ w), vector)
-      for path, vector in traverse_util.flatten_dict(u).items()})
+  u = traverse_util.flatten_dict(u)
+  u = lax.fori_loop(
+      0, num_iterations, lambda _, u: {path: _unit(_unit(kernels[path] @ u[path]) @ kernels[path]) for path in u}, u)
+  return traverse_util.unflatten_dict(u)
 
 
 def normalise(params, u):
