@@ -22,6 +22,7 @@ def get_config():
   config.train.batch_size = 256
   config.train.num_steps = 10_000
   config.train.learning_rate = 1e-3
+  config.train.cosine_decay = True
   config.train.ema_decay = 0.999
   config.train.grad_clip = 0.0
   config.train.log_every = 200

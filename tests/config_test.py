@@ -175,18 +175,18 @@ class WorkdirTest(absltest.TestCase):
 
   def test_another_run_is_refused_and_the_same_one_may_go_on_longer(self):
     config = digits.get_config()
-    config.train.cosine_decay = False
     config_lib.save(config, self.workdir)
     config.train.num_steps += 1
     config.train.log_every += 1
     config_lib.check_same_run(config, self.workdir)
-    config.model.ch, config.seed = 16, 5
-    with self.assertRaisesRegex(UserError, r'model\.ch \(32 there, 16 here\), seed \(0 there, 5 here\)'):
+    config.model.ch, config.seed = 32, 5
+    with self.assertRaisesRegex(UserError, r'model\.ch \(16 there, 32 here\), seed \(0 there, 5 here\)'):
       config_lib.check_same_run(config, self.workdir)
     config_lib.check_same_run(config, self.workdir, free=('model', 'seed'))
 
   def test_with_cosine_decay_the_length_belongs_to_the_run(self):
     config = digits.get_config()
+    config.train.cosine_decay = True
     config_lib.save(config, self.workdir)
     config.train.num_steps += 1
     with self.assertRaisesRegex(UserError, r'train\.num_steps'):
