@@ -13,8 +13,9 @@ from diffusion_ebm.progress import Progress
 _log = logging.getLogger(__name__)
 
 _NUM_SHOWN = 32
-# The path is refined so often before the frames are placed on it: a jump is halved each time.
-_ROUNDS = 5
+# The path is refined so often before the frames are placed on it: the steepest pieces are halved each time, down to what
+# float32 can tell apart.
+_ROUNDS = 20
 
 
 def interpolate(
@@ -92,4 +93,4 @@ def interpolate(
 
 def _added(num_frames):
   """Images by which a strip's path grows in each round."""
-  return num_frames // 2
+  return max(num_frames // 4, 1)

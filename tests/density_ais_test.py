@@ -97,7 +97,7 @@ class EstimateTest(absltest.TestCase):
 
 
 def figures():
-  for dim, num_rungs, n in ((2, 200, 2000), (64, 1000, 200), (1024, 1000, 32)):
+  for dim, num_rungs, n in ((2, 200, 2000), (64, 1000, 200), (1024, 20_000, 32)):
     import time
     began = time.monotonic()
     forward, reverse = both_passes(dim, num_rungs, n, 5, 0.5)
