@@ -216,7 +216,8 @@ def _image_problems(data, model):
   factor = 2 ** (len(model.ch_mult) - 1)
   if not model.ch_mult:
     known = ', '.join(map(str, _CH_MULT))
-    problems.append(f'model.ch_mult is empty, and image size {data.image_size} has no published one (only {known})')
+    problems.append(f'model.ch_mult is empty, and image size {data.image_size} has no published one (only '
+                    f'{known}): set it, as --config.model.ch_mult="(1,2,2)"')
   elif data.image_size % factor:
     problems.append(
         f'data.image_size is {data.image_size}, not divisible by {factor}, as the {len(model.ch_mult)} resolutions of '

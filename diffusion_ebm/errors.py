@@ -6,6 +6,10 @@ class UserError(Exception):
   exit_code = 2
 
 
+class UnknownDataSetError(UserError):
+  """A name that no data set has."""
+
+
 class DivergedError(UserError):
   """A run whose numbers have gone wrong: one line that names the level and what to try. Exit code 3."""
   exit_code = 3

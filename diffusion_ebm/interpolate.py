@@ -13,8 +13,8 @@ from diffusion_ebm.progress import Progress
 _log = logging.getLogger(__name__)
 
 _NUM_SHOWN = 32
-# The path is refined so often before the frames are placed on it: the steepest pieces are halved each time, down to what
-# float32 can tell apart.
+# The path is refined so often before the frames are placed on it: its longest pieces are halved each time, down to
+# what float32 can tell apart.
 _ROUNDS = 20
 
 

@@ -28,7 +28,8 @@ def ood(config, workdir: str, against: list[str], num_examples: int, seed: int, 
 
   An image's statistic at level t is the log density of the image diffused to that level, averaged over eight noises
   that all images share. Writes to `ood/` in the workdir: `ood_STEP.json`, `ood_STEP.md` (tables), `ood_STEP.png`
-  (histograms) and `ood_STEP_sets.png` (the first images of each set, a row for each).
+  (histograms) and `ood_STEP_sets.png` (the first images of each set, a row for each); the names of sets other than
+  corruptions follow the step.
 
   Args:
     config: the configuration; the `train` section and how samples are drawn need not be the workdir's.
@@ -61,7 +62,7 @@ def ood(config, workdir: str, against: list[str], num_examples: int, seed: int, 
     if name in corruptions.NAMES:
       sets[name] = corruptions.corrupt(name, sets['test'], seed)
     else:
-      source = elsewhere.load_elsewhere(config.data, name, 'against')
+      source = elsewhere.load_elsewhere(config.data, name, 'against', corruptions.NAMES)
       sets[os.path.basename(name.rstrip(os.sep)) or name] = source.read(np.arange(min(num_examples, len(source))))
   chosen = np.random.default_rng(seed).permutation(len(train))[:max(num_examples, _MIN_TRAIN)]
   fitted_on = train.read(np.sort(chosen))
@@ -99,7 +100,8 @@ def ood(config, workdir: str, against: list[str], num_examples: int, seed: int, 
           name: {str(t): None if np.isnan(v) else float(v) for t, v in zip(shown, part.mean(0) - shift, strict=True)}
           for name, part in values.items()},
       'results': {f'{level}, {kind}': row for (level, kind), row in results.items()}}
-  base = os.path.join(folder, f'ood_{step}')
+  strangers = [name for name in sets if name != 'test' and name not in corruptions.NAMES]
+  base = os.path.join(folder, '_'.join([f'ood_{step}', *strangers])[:100])
   _write(base, record, results, values, names)
   columns = min(_NUM_SHOWN, *map(len, sets.values()))
   rows = np.concatenate([images[:columns] for images in sets.values()])

@@ -8,6 +8,7 @@ import numpy as np
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import data, generate, parallel, pictures, sampling, trained
 from diffusion_ebm import workdir as workdir_lib
+from diffusion_ebm.errors import UserError
 from diffusion_ebm.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ def sample(config, workdir: str, num_samples: int, seed: int, step: int | None =
   """Draws samples from the averaged parameters of a checkpoint.
 
   Writes `samples/samples_STEP.npz` (`samples`: uint8 (N, H, W, C), or float32 (N, D) for vectors), `samples_STEP.png`
-  and, level by level beside diffused data, `samples_STEP_levels.png`.
+  and, level by level beside diffused data, if these are at hand, `samples_STEP_levels.png`.
 
   Args:
     config: the configuration; the `train` section, the number of Langevin steps and eta need not be the workdir's.
@@ -63,7 +64,11 @@ def sample(config, workdir: str, num_samples: int, seed: int, step: int | None =
   path = np.concatenate(paths, axis=1)
   if not config_lib.is_vector(config):
     path = path[:, :_NUM_IN_LEVELS]
-  source = data.load_source(config.data, 'train')
-  examples = source.read(np.random.default_rng(seed).integers(len(source), size=path.shape[1]))
-  pictures.save_png(base + '_levels.png', generate.picture_of_levels(model, path, examples, keep, densities))
+  try:
+    source = data.load_source(config.data, 'train')
+  except UserError as error:
+    _log.warning('no picture of the levels, which would show data beside the samples: %s', error)
+  else:
+    examples = source.read(np.random.default_rng(seed).integers(len(source), size=path.shape[1]))
+    pictures.save_png(base + '_levels.png', generate.picture_of_levels(model, path, examples, keep, densities))
   _log.info('%d samples (mean %.3f) in %s.npz, pictures beside it', len(samples), samples.mean(), base)

@@ -46,7 +46,7 @@ def both_passes(dim, num_rungs, n, num_leapfrog, step_size, power=3):
 
 class AnnealTest(parameterized.TestCase):
 
-  # `python -m tests.density_ais_test figures` gives the figures of docs/density.md, of more rungs.
+  # `python -m tests.density_ais_test figures` gives the figures of docs/results.md, of more rungs.
   @parameterized.parameters((2, 60, 500, 0.05), (64, 300, 100, 0.5))
   def test_the_truth_is_between_the_two_ends(self, dim, num_rungs, n, gap):
     forward, reverse = both_passes(dim, num_rungs, n, 5, 0.5)

@@ -161,11 +161,12 @@ class ModesTest(absltest.TestCase):
       Image.fromarray(np.full((12, 9, 3), 80 * number, np.uint8)).save(os.path.join(folder, f'{number}.png'))
     record = self.ood([folder])
     self.assertEqual(record['num_examples'], {'test': 50, os.path.basename(folder): 3})
+    self.assertIn(f'ood_7_{os.path.basename(folder)}.md', os.listdir(os.path.join(self.workdir, 'ood')))
 
   def test_what_cannot_be_told_from_is_refused(self):
     for against, message in (
         ([], '--against names nothing'), ([''], '--against names nothing'),
-        (['nosuchset'], "--against=nosuchset is neither a file nor a data set that fits: no data set is called"),
+        (['nosuchset'], "--against=nosuchset is neither a file nor a data set: name noise, .*, constant, a folder, a .zip"),
         (['toy2d'], r'--against=toy2d has examples of shape \(2,\), but the model takes \(8, 8, 1\)'),
         (['/nowhere/x'], '--against: /nowhere/x does not exist')):
       with self.subTest(message), self.assertRaisesRegex(UserError, message) as caught:

@@ -1,7 +1,9 @@
 """The sampling job, on networks that have not learned anything."""
 
 import os
+import shutil
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 import jax
@@ -48,6 +50,15 @@ class SampleTest(absltest.TestCase):
         sizes.append(picture.size)
         self.assertGreater(np.asarray(picture).std(), 10)
     self.assertGreater(sizes[1][0], 6 * sizes[0][0])  # seven levels
+
+  def test_without_the_data_only_the_picture_beside_data_is_missing(self):
+    workdir = os.path.join(self.enterContext(tempfile.TemporaryDirectory()), 'run')
+    shutil.copytree(self.workdir, workdir, ignore=shutil.ignore_patterns('samples'))
+    gone = UserError('photos does not exist')
+    with mock.patch.object(sample.data, 'load_source', side_effect=gone), self.assertLogs(level='WARNING') as logs:
+      sample.sample(testing.digits_config(), workdir, 2, 0)
+    self.assertIn('photos does not exist', ''.join(logs.output))
+    self.assertCountEqual(os.listdir(os.path.join(workdir, 'samples')), ['samples_7.npz', 'samples_7.png'])
 
   def test_a_sample_depends_on_its_number_and_the_seed_alone(self):
     np.testing.assert_array_equal(self.draw(), self.samples)

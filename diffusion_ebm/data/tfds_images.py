@@ -8,7 +8,7 @@ from diffusion_ebm.data import encoded
 from diffusion_ebm.data.decode import check_channels, fit, to_mode
 from diffusion_ebm.data.source import ArraySource
 from diffusion_ebm.data.tfds_prepare import prepare
-from diffusion_ebm.errors import UserError
+from diffusion_ebm.errors import UnknownDataSetError, UserError
 
 _KNOWN = (
   'mnist', 'cifar10', 'cifar100', 'svhn_cropped', 'celeb_a', 'lsun/church', 'lsun/bedroom',
@@ -74,7 +74,7 @@ def _builder(data):
   try:
     return tfds.builder(name, data_dir=os.path.expanduser(data.path) or None)
   except (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError) as error:
-    raise UserError(
+    raise UnknownDataSetError(
       f'no data set is called {data.name!r}: set --config.data.name to digits, toy2d, images, '
       f'{", ".join(_KNOWN)}, or another image data set of TFDS'
     ) from error
