@@ -58,12 +58,15 @@ def ood(config, workdir: str, against: list[str], num_examples: int, seed: int, 
   if len(train) < _MIN_TRAIN:
     raise UserError(f'{len(train)} training images are too few to fit the scores on: there must be {_MIN_TRAIN}')
   sets = {'test': test.read(np.arange(min(num_examples, len(test))))}
+  label = f'ood_{step}'
   for name in against:
     if name in corruptions.NAMES:
       sets[name] = corruptions.corrupt(name, sets['test'], seed)
     else:
       source = elsewhere.load_elsewhere(config.data, name, 'against', corruptions.NAMES)
-      sets[os.path.basename(name.rstrip(os.sep)) or name] = source.read(np.arange(min(num_examples, len(source))))
+      short = os.path.basename(name.rstrip(os.sep)) or name
+      sets[short] = source.read(np.arange(min(num_examples, len(source))))
+      label += f'_{short}'
   chosen = np.random.default_rng(seed).permutation(len(train))[:max(num_examples, _MIN_TRAIN)]
   fitted_on = train.read(np.sort(chosen))
   folder = workdir_lib.make(workdir, 'ood')
@@ -100,14 +103,12 @@ def ood(config, workdir: str, against: list[str], num_examples: int, seed: int, 
           name: {str(t): None if np.isnan(v) else float(v) for t, v in zip(shown, part.mean(0) - shift, strict=True)}
           for name, part in values.items()},
       'results': {f'{level}, {kind}': row for (level, kind), row in results.items()}}
-  strangers = [name for name in sets if name != 'test' and name not in corruptions.NAMES]
-  base = os.path.join(folder, '_'.join([f'ood_{step}', *strangers])[:100])
+  base = os.path.join(folder, label[:100])
   _write(base, record, results, values, names)
   columns = min(_NUM_SHOWN, *map(len, sets.values()))
   rows = np.concatenate([images[:columns] for images in sets.values()])
   pictures.save_png(base + '_sets.png', pictures.image_grid(rows, columns))
-  for name in against:
-    name = os.path.basename(name.rstrip(os.sep)) or name
+  for name in list(sets)[1:]:
     best = max(results, key=lambda key, name=name: results[key][name]['auroc'])
     _log.info('%s: AUROC %.3f at best (%s), %.3f for the sum, %.3f for Mahalanobis', name, results[best][name]['auroc'],
               ', '.join(best), *(results['all levels', kind][name]['auroc'] for kind in ('sum', 'Mahalanobis')))

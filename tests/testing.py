@@ -52,7 +52,7 @@ def digits_config(**changes):
   config.model.update({'ch': 8, 'ch_mult': (1,), 'act': 'swish', 'final_act': 'swish'})
   config.sampling.update({'num_steps': 2, 'generation_steps': 0, 'batch_size': 5})
   config.train.update({
-      'batch_size': 8, 'num_steps': 4, 'cosine_decay': False, 'warmup_steps': 1, 'log_every': 1, 'sample_every': 4,
+      'batch_size': 8, 'num_steps': 4, 'warmup_steps': 1, 'log_every': 1, 'sample_every': 4,
       'checkpoint_every': 2} | changes)
   return config
 

@@ -110,7 +110,7 @@ def _examples(builder, data, split):
       f'{data.name} has no split {name!r}: set --config.data.{split}_split to one of '
       f'{", ".join(builder.info.splits)}'
     ) from error
-  except NotImplementedError as error:
+  except NotImplementedError as error:  # what TFDS raises for files other than ArrayRecord
     raise UserError(
       f'{builder.data_dir} holds {data.name} in a format that cannot be read in random order: '
       'remove it, or set --config.data.path to another directory, to have it prepared anew'

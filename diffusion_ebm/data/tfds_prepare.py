@@ -53,7 +53,7 @@ def _open(path, mode='r'):
 
 _TF = _Module(
   compat=_Module(as_text=os.fsdecode),
-  errors=_Module(UnimplementedError=NotImplementedError),
+  errors=_Module(UnimplementedError=NotImplementedError),  # caught by TFDS, and raised by nothing here
   io=_Module(gfile=_Module(GFile=_open, copy=shutil.copy, exists=os.path.exists)),
 )
 
