@@ -40,6 +40,7 @@ def get_config():
   model.remat = False  # recompute activations in the backward pass: less memory, more time
   model.num_layers = 3  # mlp: hidden layers
   model.num_frequencies = 0  # mlp: sines and cosines of 2^k pi y / 4 beside the coordinates
+  model.level_embedding = 'index'  # of the level's number, as published; or log_snr: of log(abar_t / sbar_t)
   model.quadratic = 0.0  # q: f = network - q |y|^2 / 2; 1 makes a normal density a factor of the model
   model.output_scale = 1.0  # mlp: factor of the output; about the s_t^2 of the cleanest level
 
@@ -62,6 +63,8 @@ def get_config():
   train.micro_batches = 1  # parts of each device's batch that are computed one after another: less memory
   train.num_steps = 1_000_000
   train.objective = 'recovery'  # or dsm: denoising score matching, its limit of little noise
+  train.level_weight = 'published'  # sigma_1 / sigma_{t+1}; or balanced: (sbar_{t+1} / sigma_{t+1})^2 in nats
+  train.time_score = 0.0  # weight of the loss that ties the levels together, about 1; docs/density.md
   train.optimizer = 'adam'  # adam or adamax
   train.learning_rate = 1e-4
   train.beta_1 = 0.9

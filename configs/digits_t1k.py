@@ -11,6 +11,7 @@ def get_config():
   config.model.ch = 256
   config.model.num_frequencies = 4
   config.model.quadratic = 1.0
+  config.model.level_embedding = 'log_snr'
   config.model.spectral_norm = False
   config.diffusion.num_levels = 1000
   config.diffusion.temperature = 'one'
@@ -19,6 +20,8 @@ def get_config():
   config.sampling.step_size = 0.2
   config.sampling.step_size_rule = 'conditional'
   config.sampling.noise_scale = 1.0
+  config.train.level_weight = 'balanced'
+  config.train.time_score = 1.0
   config.train.batch_size = 256
   config.train.num_steps = 10_000
   config.train.learning_rate = 1e-3

@@ -106,6 +106,7 @@ def _problems(config, num_devices):
   one_of('diffusion.num_levels', config.diffusion.num_levels, noise_levels.NUM_LEVELS)
   one_of('diffusion.temperature', config.diffusion.temperature, recovery.TEMPERATURES)
   at_least('model.quadratic', model.quadratic, 0)
+  one_of('model.level_embedding', model.level_embedding, energy.LEVEL_EMBEDDINGS)
   at_least('sampling.num_steps', sampling.num_steps, 0)
   at_least('sampling.generation_steps', sampling.generation_steps, -1)
   if config.diffusion.num_levels != 1000 and (sampling.num_steps == 0 or sampling.generation_steps == -1):
@@ -129,6 +130,8 @@ def _problems(config, num_devices):
   at_least('train.num_steps', train.num_steps, 0)
   one_of('train.optimizer', train.optimizer, optimizer.OPTIMIZERS)
   one_of('train.objective', train.objective, train_step.OBJECTIVES)
+  one_of('train.level_weight', train.level_weight, recovery.LEVEL_WEIGHTS)
+  at_least('train.time_score', train.time_score, 0)
   positive('train.learning_rate', train.learning_rate)
   require(0 <= train.beta_1 < 1, f'train.beta_1 is {train.beta_1}, not in [0, 1)')
   at_least('train.warmup_steps', train.warmup_steps, 0)

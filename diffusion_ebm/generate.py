@@ -142,13 +142,14 @@ def picture_of_samples(samples: np.ndarray) -> np.ndarray:
 def grid_densities(model, config, size: int = 250):
   """A function from the state to the densities of a two-dimensional run on a grid of `size` x `size` points.
 
-  It returns `(learned, exact, kl)` as of `diffusion_ebm.density.grid`.
+  It returns `(learned, exact, kl)` as of `diffusion_ebm.density.grid`, of the levels shown below white noise.
   """
   points, area = grid.make_grid(size)
-  exact = grid.exact_log_densities(model.levels, toy.distribution(config.data.distribution), points)
+  chosen = sampling.shown_levels(model.levels.num_models)[:-1]
+  exact = grid.exact_log_densities(model.levels, toy.distribution(config.data.distribution), points, chosen)
 
   def densities(state):
-    learned = grid.model_log_densities(model.levels, model.network, ema_weights(state), points, area)
+    learned = grid.model_log_densities(model.levels, model.network, ema_weights(state), points, area, chosen)
     return learned, exact, grid.kl(exact, learned, area)
 
   return densities
@@ -172,6 +173,6 @@ def picture_of_levels(model, path, data, keep, densities=None) -> np.ndarray:
   diffused = np.asarray(sampling.diffused(model.levels, x, keys, keep))
   if x.ndim > 2:
     return pictures.image_levels(np.asarray(sampling.to_uint8(path)), np.asarray(sampling.to_uint8(diffused)), keep)
-  if densities is None or model.levels.num_models > 10:
+  if densities is None:
     return pictures.point_levels(path, diffused, keep)
   return pictures.point_levels(path, diffused, keep, *densities, model.levels.noise.a_y[1:])

@@ -41,6 +41,11 @@ class NoiseLevels:
     """T, the number of energy-based models."""
     return len(self.sigma) - 1
 
+  @property
+  def log_snr(self) -> np.ndarray:
+    """`log(a_cum / sigma_cum)`, half the logarithm of the signal-to-noise ratio, (T + 1,) float64."""
+    return np.log(self.a_cum / self.sigma_cum)
+
 
 def from_retention(a) -> NoiseLevels:
   """Noise levels from the shrinkage `a` of each step, shape (T + 1,), in (0, 1)."""

@@ -176,9 +176,10 @@ def point_levels(generated, data, levels: tuple[int, ...], model_log_density=Non
     generated: (L, N, 2).
     data: likewise.
     levels: the level of each of the L.
-    model_log_density: normalised log density of the models on `density.grid.make_grid`, (T, size * size).
+    model_log_density: normalised log density of the models on `density.grid.make_grid`, (M, size * size): of the first
+      M levels; white noise, the last, has none.
     exact_log_density: the exact one, likewise.
-    kl: KL(exact || model) of each model, (T,), in nats.
+    kl: KL(exact || model) of each of these models, (M,), in nats.
     a_y: of each model, (T,); the densities are those of `y_t = a_y x_t`, and are drawn where `x_t` is.
 
   Returns:
@@ -188,23 +189,23 @@ def point_levels(generated, data, levels: tuple[int, ...], model_log_density=Non
   radius = 1.6
   with_density = model_log_density is not None
   figure, axes = _figure(4 if with_density else 2, len(levels))
-  for column, level in enumerate(levels[::-1]):
+  for column, (index, level) in enumerate(reversed(list(enumerate(levels)))):
     for row, (name, part) in enumerate((('generated', generated), ('data', data))):
       wide = radius if level == 0 else 2 * radius
-      _points(axes[row, column], part[len(levels) - 1 - column], wide)
+      _points(axes[row, column], part[index], wide)
       axes[row, column].set_title(f'{name}, level {level}', fontsize=9)
     if not with_density:
       continue
     for row, (name, log_density) in enumerate((('learned', model_log_density), ('exact', exact_log_density)), 2):
-      if level == len(log_density):  # white noise has no model
+      if index == len(log_density):  # white noise has no model
         axes[row, column].axis('off')
         continue
       size = math.isqrt(log_density.shape[1])
       edge = density_grid.HALF_WIDTH / a_y[level]
       axes[row, column].imshow(
-          np.exp(log_density[level]).reshape(size, size).T, origin='lower', extent=(-edge, edge, -edge, edge),
-          vmin=0, vmax=np.exp(exact_log_density[level].max()), cmap='magma')
+          np.exp(log_density[index]).reshape(size, size).T, origin='lower', extent=(-edge, edge, -edge, edge),
+          vmin=0, vmax=np.exp(exact_log_density[index].max()), cmap='magma')
       axes[row, column].set(xlim=(-wide, wide), ylim=(-wide, wide), xticks=[], yticks=[])
-      title = f'learned, KL {kl[level]:.3f}' if row == 2 else name
+      title = f'learned, KL {kl[index]:.3f}' if row == 2 else name
       axes[row, column].set_title(title, fontsize=9)
   return _to_array(figure)

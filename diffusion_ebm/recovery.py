@@ -18,6 +18,7 @@ from diffusion_ebm.noise_levels import at
 
 STEP_SIZE_RULES = ('cumulative', 'conditional', 'posterior')
 TEMPERATURES = ('step_size', 'one')
+LEVEL_WEIGHTS = ('published', 'balanced')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,14 +29,20 @@ class Levels:
     noise: the forward process.
     step_variance: s_t^2, (T,) float64: the squared step size.
     temperature: what the network's output is divided by to give a log density, (T,) float64; s_t^2 unless it is given.
+    weight: of each level's recovery likelihood, in nats, in the loss, (T,) float64; the published one unless given.
   """
   noise: noise_levels.NoiseLevels
   step_variance: np.ndarray
   temperature: np.ndarray | None = None
+  weight: np.ndarray | None = None
 
   def __post_init__(self):
     if self.temperature is None:
       object.__setattr__(self, 'temperature', self.step_variance)
+    if self.weight is None:
+      # `sigma_1 / sigma_{t+1}` for f itself, as published, where the temperature is s_t^2.
+      sigma, s2 = self.noise.sigma[1:], self.step_variance
+      object.__setattr__(self, 'weight', sigma[0] / sigma * s2 * (self.temperature[0] / s2[0]))
 
   @property
   def num_models(self) -> int:
@@ -43,7 +50,7 @@ class Levels:
 
 
 def make_levels(num_levels: int, step_size: float, step_size_rule: str = 'cumulative',
-                temperature: str = 'step_size') -> Levels:
+                temperature: str = 'step_size', level_weight: str = 'published') -> Levels:
   """Levels of the paper with one of three rules for the step size.
 
   Args:
@@ -54,12 +61,15 @@ def make_levels(num_levels: int, step_size: float, step_size_rule: str = 'cumula
       'posterior', `s_t^2 = b^2 var(y_t | x_{t+1}, x)` (of each coordinate): the same fraction of its width where data
       are a single point x.
     temperature: 'step_size', the published one: the log density is `f / s_t^2`; or 'one': it is f itself, in nats.
+    level_weight: 'published', `sigma_1 / sigma_{t+1}` for the difference of f; or 'balanced', `(sbar_{t+1} /
+      sigma_{t+1})^2` for that of log densities: for little noise it makes every level's loss half the squared error of
+      its score in units of its noise, `sbar_{t+1}^2 |error|^2 / 2`.
 
   Returns:
     The levels.
 
   Raises:
-    ValueError: for another number of levels, another rule or temperature.
+    ValueError: for another number of levels, another rule, temperature or weight.
 
   Source: Gao et al. 2021, section 3.4; the variance of 'posterior' is that of Ho et al. 2020, equation 7.
   """
@@ -73,7 +83,11 @@ def make_levels(num_levels: int, step_size: float, step_size_rule: str = 'cumula
     raise ValueError(f'step_size_rule is {step_size_rule!r}, not one of {STEP_SIZE_RULES}')
   if temperature not in TEMPERATURES:
     raise ValueError(f'temperature is {temperature!r}, not one of {TEMPERATURES}')
-  return Levels(noise, s2, s2 if temperature == 'step_size' else np.ones_like(s2))
+  if level_weight not in LEVEL_WEIGHTS:
+    raise ValueError(f'level_weight is {level_weight!r}, not one of {LEVEL_WEIGHTS}')
+  return Levels(
+      noise, s2, s2 if temperature == 'step_size' else np.ones_like(s2),
+      None if level_weight == 'published' else (noise.sigma_cum[1:] / noise.sigma[1:])**2)
 
 
 def log_density(levels: Levels, f, t):
@@ -129,6 +143,27 @@ def sample_conditional(levels: Levels, f, x_next, t, noise_fn, num_steps: int):
   return y / at(levels.noise.a_y[1:], t, x_next)
 
 
+def coupled_pair(levels: Levels, x, t, eps, noise):
+  """`(x_t, x_{t+1})` of data whose `x_t` shares the noise of a negative of `normal_approximation`.
+
+  Neighbours have the distribution of `noise_levels.diffuse_pair`, drawn in the other order: `x_{t+1}` first, then `x_t`
+  given it and the data. Each positive lies beside its negative, and the loss is left without the noise of both: its
+  gradient has the same mean, and about the variance of score matching's.
+
+  Args:
+    levels: the levels.
+    x: data, (B, ...).
+    t: levels, int (B,) in 0..T-1.
+    eps: standard normal noise of `x_{t+1}`, like `x`.
+    noise: that of the negative, like `x`.
+
+  Returns:
+    `(x_t, x_{t+1})`, each like `x`.
+  """
+  x_next = noise_levels.diffuse(levels.noise, x, t + 1, eps)
+  return noise_levels.posterior(levels.noise, x, x_next, t, noise), x_next
+
+
 def normal_approximation(levels: Levels, f, x_next, t, noise):
   """Samples of the normal approximation of `p(y_t | x_{t+1})` for little noise: one gradient.
 
@@ -154,15 +189,6 @@ def normal_approximation(levels: Levels, f, x_next, t, noise):
   return y / at(constants.a_y[1:], t, x_next)
 
 
-def _weight(levels: Levels, t, like):
-  """Of the difference of log densities in the loss: `(sigma_1 / sigma_{t+1}) (s_t^2 / s_0^2)` times a constant.
-
-  Where the temperature is s_t^2, it turns into the published `sigma_1 / sigma_{t+1}` for the network's output itself.
-  """
-  sigma, s2 = levels.noise.sigma[1:], levels.step_variance
-  return at(sigma[0] / sigma * s2 * (levels.temperature[0] / s2[0]), t, like)
-
-
 def recovery_loss(levels: Levels, f, x_pos, x_neg, t):
   """The loss of each example, whose gradient is that of the negative recovery log likelihood, weighted by level.
 
@@ -174,14 +200,15 @@ def recovery_loss(levels: Levels, f, x_pos, x_neg, t):
     t: levels, int (B,) in 0..T-1.
 
   Returns:
-    `(loss, f_pos)`, each (B,): `(sigma_1 / sigma_{t+1}) (f(a_{t+1} x_neg) - f(a_{t+1} x_pos))` and f of the data. Where
-    the temperature is not s_t^2, the loss keeps the levels' weights: it has a factor `s_t^2 / s_0^2` besides.
+    `(loss, f_pos)`, each (B,): `w_t (log p(a_{t+1} x_neg) - log p(a_{t+1} x_pos))` with the level's weight, which is
+    `(sigma_1 / sigma_{t+1}) (f(a_{t+1} x_neg) - f(a_{t+1} x_pos))` as published, and f of the data. Where the temperature
+    is not s_t^2, the published weights have a factor `s_t^2 / s_0^2` that keeps what each level counts for.
 
   Source: Gao et al. 2021, algorithm 1, line 7.
   """
   a = at(levels.noise.a_y[1:], t, x_pos)
   f_pos, f_neg = jnp.split(f(jnp.concatenate([a * x_pos, a * x_neg])), 2)
-  return _weight(levels, t, f_pos) * log_density(levels, f_neg - f_pos, t), f_pos
+  return at(levels.weight, t, f_pos) * log_density(levels, f_neg - f_pos, t), f_pos
 
 
 def score_matching_loss(levels: Levels, f, x_pos, eps, t):
@@ -210,4 +237,4 @@ def score_matching_loss(levels: Levels, f, x_pos, eps, t):
   score, f_pos = jax.grad(total, has_aux=True)(a * x_pos)
   error = score + eps / (a * at(noise.sigma_cum, t, eps))
   squares = jnp.sum(error**2, axis=tuple(range(1, error.ndim)))
-  return _weight(levels, t, squares) * 0.5 * at(noise.sigma[1:]**2, t, squares) * squares, f_pos
+  return at(levels.weight, t, squares) * 0.5 * at(noise.sigma[1:]**2, t, squares) * squares, f_pos

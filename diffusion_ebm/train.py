@@ -183,6 +183,7 @@ def compile_step(config, model: model_lib.Model, state, batch):
   settings = train_step.StepSettings(
       seed=config.seed, num_langevin_steps=config.sampling.num_steps, ema_decay=config.train.ema_decay,
       random_flip=config.data.random_flip, objective=config.train.objective,
+      time_score=config.train.time_score,
       grey_width=config_lib.grey_width(config) if config.data.dequantize else 0.0,
       micro_batches=config.train.micro_batches, max_bad_steps=config.train.max_bad_steps)
 

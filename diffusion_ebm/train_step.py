@@ -9,7 +9,7 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
-from diffusion_ebm import energy, langevin, noise_levels, optimizer, recovery
+from diffusion_ebm import energy, langevin, noise_levels, optimizer, recovery, time_score
 from diffusion_ebm.energy import spectral_norm
 
 OBJECTIVES = ('recovery', 'dsm')
@@ -44,6 +44,7 @@ class StepSettings:
     ema_decay: of the parameters' moving average.
     random_flip: mirror each image with probability 1/2.
     objective: 'recovery', or 'dsm' for denoising score matching.
+    time_score: weight of the time score's loss, which ties the levels together; 0 for none.
     grey_width: distance between two grey levels in [-1, 1], over which images are dequantised; 0 for not at all.
     micro_batches: parts of the device's batch whose gradients are computed one after another.
     max_bad_steps: after as many skipped updates in a row, the state stays as it is.
@@ -53,6 +54,7 @@ class StepSettings:
   ema_decay: float
   random_flip: bool
   objective: str = 'recovery'
+  time_score: float = 0.0
   grey_width: float = 0.0
   micro_batches: int = 1
   max_bad_steps: int = 10
@@ -127,8 +129,8 @@ def train_step(
   Returns:
     `(state, metrics)`: the state after the step, and for the global batch `loss`, `grad_norm`, `grad_max`, `bad_steps`
     (updates skipped in a row up to this one; 0 if it was not), and the sums over the examples of each level (T,)
-    `level_count`, `level_loss` (absolute), `level_f` (absolute, of the data) and `level_displacement` (distance that
-    the chain moved).
+    `level_count`, `level_loss` (absolute), `level_f` (absolute, of the data), `level_displacement` (distance that
+    the chain moved) and, where it is trained, `level_time_score` (that part of the loss, without its weight).
 
   Source: Gao et al. 2021, algorithm 1.
   """
@@ -190,13 +192,18 @@ def _gradient(params, spectral, weights, step_key, batch, index, network, levels
   shape = x.shape[1:]
   t = jax.vmap(lambda key: jax.random.randint(key, (), 0, levels.num_models))(level_keys)
   normal = jax.vmap(lambda key: jax.random.normal(key, shape))
-  eps = normal(now_keys)
-  x_pos, x_next = noise_levels.diffuse_pair(levels.noise, x, t, eps, normal(next_keys))
+  eps, noise = normal(now_keys), langevin.normal_noise(chain_keys, shape)
+  if settings.objective == 'recovery' and settings.num_langevin_steps == 0:
+    x_pos, x_next = recovery.coupled_pair(levels, x, t, normal(next_keys), noise(0))
+  else:
+    x_pos, x_next = noise_levels.diffuse_pair(levels.noise, x, t, eps, normal(next_keys))
+  # A level between this one and the next; the last one has none above it.
+  fraction = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 7)))(example_keys)
+  between = jnp.minimum(t, levels.num_models - 2) + fraction
 
   # Negatives: the chain from the noisier data.
   if settings.objective == 'recovery':
     f = energy.at_level(network, weights, t, dropout_keys)
-    noise = langevin.normal_noise(chain_keys, shape)
     x_neg = lax.stop_gradient(
         recovery.sample_conditional(levels, f, x_next, t, noise, settings.num_langevin_steps))
   else:
@@ -211,11 +218,13 @@ def _gradient(params, spectral, weights, step_key, batch, index, network, levels
     else:
       f = energy.at_level(network, weights, t, dropout_keys)
       loss, f_pos = recovery.score_matching_loss(levels, f, x_pos, eps, t)
-    return jnp.mean(loss), (loss, f_pos)
+    by_level, total = {'level_loss': jnp.abs(loss), 'level_f': jnp.abs(f_pos)}, loss
+    if settings.time_score:
+      change = time_score.loss(levels, lambda t: energy.at_level(network, weights, t, dropout_keys), x, between, eps)
+      by_level['level_time_score'], total = change, loss + settings.time_score * change
+    return jnp.mean(total), by_level
 
-  (mean, (loss, f_pos)), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
+  (mean, by_level), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
   moved = jnp.sqrt(jnp.sum((x_neg - x_next)**2, axis=tuple(range(1, x.ndim))))
-  by_level = {
-      'level_count': jnp.ones_like(loss), 'level_loss': jnp.abs(loss), 'level_f': jnp.abs(f_pos),
-      'level_displacement': moved}
+  by_level |= {'level_count': jnp.ones_like(moved), 'level_displacement': moved}
   return mean, grads, {name: jax.ops.segment_sum(value, t, levels.num_models) for name, value in by_level.items()}

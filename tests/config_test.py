@@ -103,6 +103,7 @@ class CheckTest(parameterized.TestCase):
       ('seed', -1), ('data.name', ''), ('data.max_memory_gb', 0.0), ('data.num_workers', -1),
       ('data.num_channels', 2), ('data.image_size', 7), ('data.image_size', 0), ('data.grey_levels', 1),
       ('model.quadratic', -1.0), ('diffusion.temperature', 'two'), ('train.objective', 'ml'),
+      ('train.level_weight', 'x'), ('train.time_score', -1.0), ('model.level_embedding', 'x'),
       ('sampling.num_steps', -1), ('sampling.generation_steps', -2), ('density.split', 'all'),
       ('density.kernel', 'ula'),
       ('density.num_leapfrog', 0), ('density.num_chains', 1), ('density.pilot_chains', 1), ('density.num_steps', 0),

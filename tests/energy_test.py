@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_ebm import energy
+from configs import default
+from diffusion_ebm import energy, noise_levels
 from diffusion_ebm.energy import conv, layers, mlp, resnet, spectral_norm
 
 BASE = {'ch': 8, 'ch_mult': (1, 2), 'num_res_blocks': 1}
@@ -237,6 +238,28 @@ class AtLevelTest(absltest.TestCase):
     np.testing.assert_allclose(embedding[0], [0, 0, 0, 1, 1, 1, 0], atol=1e-6)
     frequencies = np.array([1, 1e-2, 1e-4])
     np.testing.assert_allclose(embedding[1, :3], np.sin(3 * frequencies), rtol=1e-4)
+
+
+  def test_levels_can_be_embedded_by_their_noise(self):
+    config = default.get_config()
+    config.data.image_size = 8
+    config.model.update({'ch': 4, 'ch_mult': (1,), 'num_res_blocks': 1, 'level_embedding': 'log_snr'})
+    y, t = images(), jnp.array([0, 4])
+    for name in ('resnet', 'mlp'):
+      config.model.name = name
+      network = energy.make_network(config)
+      params = randomised(network.init(jax.random.key(0), y, t)['params'])
+      config.model.level_embedding = 'index'
+      plain = energy.make_network(config)
+      config.model.level_embedding = 'log_snr'
+      noise = noise_levels.make_noise_levels(6)
+      numbers = jnp.asarray(np.log(noise.a_cum / noise.sigma_cum)[[0, 4]], jnp.float32)
+      np.testing.assert_allclose(network.apply({'params': params}, y, t), plain.apply({'params': params}, y, numbers),
+                                 rtol=1e-5)
+      # Straight lines between the levels.
+      middle = jnp.full(2, np.log(noise.a_cum / noise.sigma_cum)[2:4].mean(), jnp.float32)
+      np.testing.assert_allclose(network.apply({'params': params}, y, jnp.full(2, 2.5)),
+                                 plain.apply({'params': params}, y, middle), rtol=1e-5)
 
 
 class SpectralNormTest(absltest.TestCase):

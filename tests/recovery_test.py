@@ -209,6 +209,45 @@ class RecoveryTest(parameterized.TestCase):
       exact = x_next / (1 + sigma**2 * precision) / levels.noise.a_y[t + 1]
       np.testing.assert_allclose(x, exact, rtol=2 * (sigma**2 * precision)**2 + 1e-6)
 
+  @parameterized.parameters(0, 100, 998)
+  def test_coupled_pairs_have_the_law_of_pairs_and_less_noise_in_the_gradient(self, t):
+    levels = recovery.make_levels(1000, 0.1, 'conditional', 'one', 'balanced')
+    n, level = 100_000, jnp.full(100_000, t)
+    x, eps, eps_next, noise, other = jax.random.normal(jax.random.key(t), (5, n, 1))
+    x = DATA_STD * x
+    pairs = {'coupled': recovery.coupled_pair(levels, x, level, eps, noise),
+             'plain': noise_levels.diffuse_pair(levels.noise, x, level, eps, eps_next)}
+    constants, gradients = levels.noise, {}
+    variance = DATA_STD**2 * constants.a_cum**2 + constants.sigma_cum**2
+    covariance = constants.a[t + 1] * variance[t]
+    _, precision = gaussian(levels, t)
+    for name, (x_t, x_next) in pairs.items():
+      np.testing.assert_allclose([np.var(x_t), np.var(x_next)], variance[t:t + 2], rtol=0.025)
+      self.assertAlmostEqual(float(np.mean(x_next * x_t)) / covariance, 1, delta=0.025)
+      # Of a wrong model, with respect to its precision.
+      f = lambda theta: lambda y: -0.5 * theta * jnp.sum(y**2, axis=1)  # noqa: E731
+      x_neg = recovery.normal_approximation(levels, f(1.5 * precision), x_next, level, noise)
+      if name == 'plain':
+        x_neg = recovery.normal_approximation(levels, f(1.5 * precision), x_next, level, other)
+      def loss(theta, x_t=x_t, x_neg=x_neg):
+        return recovery.recovery_loss(levels, f(theta), x_t, x_neg, level)[0]
+      gradients[name] = np.asarray(jax.jacfwd(loss)(1.5 * precision), np.float64)
+    error = np.sqrt(sum(np.var(g) / n for g in gradients.values()))
+    self.assertLess(abs(gradients['coupled'].mean() - gradients['plain'].mean()), 4 * error)
+    self.assertGreater(abs(gradients['coupled'].mean()), 4 * gradients['coupled'].std() / np.sqrt(n))
+    self.assertLess(gradients['coupled'].std(), gradients['plain'].std() * (0.5 if t else 0.9))
+
+  def test_balanced_weights_measure_the_score_in_units_of_the_noise(self):
+    levels = recovery.make_levels(1000, 0.1, 'conditional', 'one', 'balanced')
+    t = jnp.array([0, 1, 50, 998])
+    x_pos, eps = jax.random.normal(jax.random.key(0), (2, 4, 3))
+    loss, _ = recovery.score_matching_loss(levels, lambda y: 0 * y[:, 0], x_pos, eps, t)
+    noise = levels.noise
+    ratio = noise.sigma_cum[t + 1] / (noise.a_y[t + 1] * noise.sigma_cum[t])
+    np.testing.assert_allclose(loss, 0.5 * ratio**2 * np.sum(eps**2, axis=1), rtol=1e-4)
+    with self.assertRaisesRegex(ValueError, 'heavy'):
+      recovery.make_levels(6, 0.06, 'conditional', level_weight='heavy')
+
   @parameterized.parameters(0, 2, 5)
   def test_score_matching_is_least_at_the_truth(self, t):
     # Normal data and noise by Gauss-Hermite quadrature, exact for the square of a linear score.

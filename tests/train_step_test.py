@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_ebm import energy, langevin, noise_levels, recovery, train_step
+from diffusion_ebm import energy, langevin, noise_levels, recovery, time_score, train_step
 from diffusion_ebm.energy import mlp, resnet, spectral_norm
 
 SETTINGS = train_step.StepSettings(seed=3, num_langevin_steps=2, ema_decay=0.9, random_flip=False)
@@ -138,6 +138,38 @@ class TrainStepTest(absltest.TestCase):
     np.testing.assert_allclose(metrics['loss'], value, rtol=1e-4)
     np.testing.assert_allclose(metrics['grad_norm'], optax.tree.norm(grads), rtol=1e-3)
     self.assertGreater(float(metrics['grad_norm']), 0)
+
+  def test_one_gradient_a_level_and_the_time_score(self):
+    levels = recovery.make_levels(1000, 0.2, 'conditional', 'one', 'balanced')
+    settings = train_step.StepSettings(3, 0, 0.9, False, time_score=0.7)
+    after, metrics = jax.jit(lambda *args: train_step.train_step(
+        *args, network=self.network, levels=levels, tx=self.tx, settings=settings))(
+            self.state, self.batch, jnp.arange(12))
+    key = jax.random.fold_in(jax.random.key(3), 0)
+    examples = [jax.random.fold_in(key, i) for i in range(12)]
+    keys = [jax.random.split(k, 6) for k in examples]
+    t = jnp.array([jax.random.randint(k[0], (), 0, 999) for k in keys])
+    eps, eps_next = (jnp.stack([jax.random.normal(k[j], (2,)) for k in keys]) for j in (2, 3))
+    noise = langevin.normal_noise(jnp.stack([k[4] for k in keys]), (2,))(0)
+    between = jnp.minimum(t, 997) + jnp.array([jax.random.uniform(jax.random.fold_in(k, 7)) for k in examples])
+    x_next = noise_levels.diffuse(levels.noise, self.batch, t + 1, eps_next)
+    x_pos = noise_levels.posterior(levels.noise, self.batch, x_next, t, noise)
+    u = spectral_norm.iterate(self.state.params, self.state.spectral)
+    f = energy.at_level(self.network, spectral_norm.normalise(self.state.params, u), t)
+    x_neg = recovery.normal_approximation(levels, f, x_next, t, noise)
+
+    def loss(params):
+      weights = spectral_norm.normalise(params, u)
+      f = energy.at_level(self.network, weights, jnp.tile(t, 2))
+      change = time_score.loss(
+          levels, lambda t: energy.at_level(self.network, weights, t), self.batch, between, eps)
+      return jnp.mean(recovery.recovery_loss(levels, f, x_pos, x_neg, t)[0] + 0.7 * change), change
+
+    (value, change), grads = jax.value_and_grad(loss, has_aux=True)(self.state.params)
+    np.testing.assert_allclose(metrics['loss'], value, rtol=1e-3)
+    np.testing.assert_allclose(metrics['level_time_score'], np.bincount(t, change, minlength=999), rtol=1e-3, atol=1e-6)
+    moved = jax.tree.map(lambda a, b: (b - a) / RATE, after.params, self.state.params)
+    jax.tree.map(lambda m, g: np.testing.assert_allclose(m, g, rtol=1e-2, atol=1e-4), moved, grads)
 
   def test_images_are_spread_over_the_bins_of_their_grey_levels(self):
     keys = jax.random.split(jax.random.key(0), 500)

@@ -25,15 +25,16 @@ def make_grid(size: int = 250) -> tuple[np.ndarray, float]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _f(network, num_models, weights, points):
+def _f(network, chosen, weights, points):
   def at(t):
     return energy.at_level(network, weights, jnp.full(len(points), t))(points)
 
-  return jax.lax.map(at, jnp.arange(num_models))
+  return jax.lax.map(at, jnp.asarray(chosen))
 
 
-def model_log_densities(levels: recovery.Levels, network, weights, points, area: float) -> np.ndarray:
-  """Log density of each level's model of `y_t`, normalised over the grid.
+def model_log_densities(
+    levels: recovery.Levels, network, weights, points, area: float, chosen: tuple[int, ...]) -> np.ndarray:
+  """Log density of the model of `y_t` at some levels, normalised over the grid.
 
   Args:
     levels: the levels.
@@ -41,32 +42,34 @@ def model_log_densities(levels: recovery.Levels, network, weights, points, area:
     weights: its normalised parameters.
     points: of `make_grid`, (N, 2).
     area: of a cell.
+    chosen: the levels, L of them, in 0..T-1.
 
   Returns:
-    (T, N) float64, in nats.
+    (L, N) float64, in nats.
   """
-  f = np.asarray(_f(network, levels.num_models, weights, jnp.asarray(points, jnp.float32)), np.float64)
-  log_density = f / levels.temperature[:, None]
+  f = np.asarray(_f(network, chosen, weights, jnp.asarray(points, jnp.float32)), np.float64)
+  log_density = f / levels.temperature[list(chosen), None]
   return log_density - special.logsumexp(log_density, axis=1, keepdims=True) - np.log(area)
 
 
-def exact_log_densities(levels: recovery.Levels, distribution, points) -> np.ndarray:
+def exact_log_densities(levels: recovery.Levels, distribution, points, chosen: tuple[int, ...]) -> np.ndarray:
   """Log density of `y_t = a_{t+1} x_t` for diffused data.
 
   Args:
     levels: the levels.
     distribution: with `log_density(points, a, sigma)`, that of `a x + sigma eps` for data x.
     points: (N, 2).
+    chosen: the levels, L of them, in 0..T-1.
 
   Returns:
-    (T, N) float64, in nats.
+    (L, N) float64, in nats.
   """
   noise = levels.noise
   return np.stack([
       distribution.log_density(points, a * noise.a_cum[t], a * noise.sigma_cum[t])
-      for t, a in enumerate(noise.a_y[1:])])
+      for t, a in zip(chosen, noise.a_y[1:][list(chosen)], strict=True)])
 
 
 def kl(exact, model, area: float) -> np.ndarray:
-  """KL(exact || model) of log densities (T, N) on a grid: (T,), in nats."""
+  """KL(exact || model) of log densities (L, N) on a grid: (L,), in nats."""
   return np.sum(np.exp(exact) * (np.maximum(exact, -1e30) - model), axis=1) * area

@@ -2,34 +2,37 @@
 
 import jax.numpy as jnp
 
+from diffusion_ebm import noise_levels
 from diffusion_ebm.energy import conv
 from diffusion_ebm.energy.mlp import MLP
 from diffusion_ebm.energy.resnet import ResNet
 
+LEVEL_EMBEDDINGS = ('index', 'log_snr')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
-def make_network(model, axis_name: str | None = None):
-  """The Flax module that the configuration's `model` section describes.
+def make_network(config, axis_name: str | None = None):
+  """The Flax module that a configuration describes.
 
   Args:
-    model: the section; `name` is 'resnet' or 'mlp'.
+    config: the configuration; `model.name` is 'resnet' or 'mlp'.
     axis_name: of the devices, where the network will run under `pmap`.
 
   Returns:
     A module with `init(key, y, t)`, `apply(params, y, t)` and the two halves `embed` and `f`.
   """
-  dtype = DTYPES[model.dtype]
+  model, coordinates = config.model, ()
+  if model.level_embedding == 'log_snr':
+    coordinates = tuple(noise_levels.make_noise_levels(config.diffusion.num_levels).log_snr[:-1].tolist())
+  common = {'ch': model.ch, 'act': model.act, 'dropout': model.dropout, 'quadratic': model.quadratic,
+            'coordinates': coordinates, 'dtype': DTYPES[model.dtype]}
   if model.name == 'mlp':
-    return MLP(
-        ch=model.ch, num_layers=model.num_layers, num_frequencies=model.num_frequencies, act=model.act,
-        dropout=model.dropout, output_scale=model.output_scale, quadratic=model.quadratic, dtype=dtype)
+    return MLP(num_layers=model.num_layers, num_frequencies=model.num_frequencies, output_scale=model.output_scale,
+               **common)
   return ResNet(
-      ch=model.ch, ch_mult=tuple(model.ch_mult), num_res_blocks=model.num_res_blocks, act=model.act,
-      final_act=model.final_act, norm=model.norm, dropout=model.dropout, use_scale=model.use_scale,
-      shortcut=model.shortcut, resample_with_conv=model.resample_with_conv,
-      attention_resolutions=tuple(model.attention_resolutions), remat=model.remat, quadratic=model.quadratic,
-      axis_name=axis_name, dtype=dtype)
+      ch_mult=tuple(model.ch_mult), num_res_blocks=model.num_res_blocks, final_act=model.final_act, norm=model.norm,
+      use_scale=model.use_scale, shortcut=model.shortcut, resample_with_conv=model.resample_with_conv,
+      attention_resolutions=tuple(model.attention_resolutions), remat=model.remat, axis_name=axis_name, **common)
 
 
 def at_level(network, weights, t, dropout_keys=None):
@@ -38,7 +41,7 @@ def at_level(network, weights, t, dropout_keys=None):
   Args:
     network: of `make_network`.
     weights: its (normalised) parameters.
-    t: levels, int (B,).
+    t: levels, (B,): integers, or real numbers between two of them.
     dropout_keys: one key for each example, (B,), or None for no dropout.
 
   Returns:

@@ -116,10 +116,10 @@ def dropout(x, rate: float, keys):
 
 
 def sinusoidal_embedding(t, size: int):
-  """Sines, then cosines, of the integer level at `size / 2` frequencies from 1 to 1e-4.
+  """Sines, then cosines, of the level at `size / 2` frequencies from 1 to 1e-4.
 
   Args:
-    t: levels, int (B,).
+    t: levels, (B,).
     size: length of the embedding, at least 4; an odd one ends with a zero.
 
   Returns:
@@ -155,15 +155,19 @@ class LevelEmbedding(nn.Module):
     size: of the sinusoidal embedding; the hidden layers have four times as many units.
     outputs: name and length of each vector.
     act: name of the activation.
+    coordinates: the number that is embedded for each level, straight lines between them; () for the level itself.
   """
   size: int
   outputs: tuple[tuple[str, int], ...]
   act: str = 'lrelu'
+  coordinates: tuple[float, ...] = ()
 
   @nn.compact
   def __call__(self, t):
-    """Levels, int (B,), to a dictionary of float32 vectors (B, length)."""
+    """Levels, (B,), to a dictionary of float32 vectors (B, length)."""
     act = ACTIVATIONS[self.act]
+    if self.coordinates:
+      t = jnp.interp(t, jnp.arange(len(self.coordinates), dtype=jnp.float32), jnp.asarray(self.coordinates))
     h = dense(4 * self.size, 'dense_0')(sinusoidal_embedding(t, self.size))
     h = act(dense(4 * self.size, 'dense_1')(act(h)))
     return {name: dense(length, name)(h) for name, length in self.outputs}

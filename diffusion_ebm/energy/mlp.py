@@ -47,6 +47,7 @@ class MLP(nn.Module):
     dropout: rate after each hidden activation.
     output_scale: factor of the output: about s_t^2, so that what is learned is of the order of nats.
     quadratic: q, of the term `-q |y|^2 / 2` of f.
+    coordinates: of the levels, what is embedded; () for the levels themselves.
     dtype: of the hidden layers; parameters, level embedding and head are float32.
   """
   ch: int = 128
@@ -56,16 +57,17 @@ class MLP(nn.Module):
   dropout: float = 0.0
   output_scale: float = 1.0
   quadratic: float = 0.0
+  coordinates: tuple[float, ...] = ()
   dtype: Any = jnp.float32
 
   def setup(self):
     hidden = tuple((f'layer_{i}', self.ch) for i in range(self.num_layers))
-    self.embedding = layers.LevelEmbedding(min(self.ch, 128), (*hidden, ('head', self.ch)), self.act)
+    self.embedding = layers.LevelEmbedding(min(self.ch, 128), (*hidden, ('head', self.ch)), self.act, self.coordinates)
     self.trunk = Trunk(
         self.ch, self.num_layers, self.num_frequencies, self.act, self.dropout, self.output_scale, self.dtype)
 
   def embed(self, t):
-    """Everything that depends on the level alone; `t` is int (B,)."""
+    """Everything that depends on the level alone; `t` is (B,)."""
     return self.embedding(t)
 
   def f(self, y, level, dropout_keys=None):
@@ -73,5 +75,5 @@ class MLP(nn.Module):
     return layers.add_quadratic(self.trunk(y, level, dropout_keys), y, self.quadratic)
 
   def __call__(self, y, t, dropout_keys=None):
-    """f(y, t) of `y` (B, ...) at levels int (B,): float32 (B,)."""
+    """f(y, t) of `y` (B, ...) at levels (B,): float32 (B,)."""
     return self.f(y, self.embed(t), dropout_keys)

@@ -103,6 +103,7 @@ class ResNet(nn.Module):
     attention_resolutions: image sizes at which self-attention follows each block.
     remat: recompute each block's activations in the backward pass: less memory, more time.
     quadratic: q, of the term `-q |y|^2 / 2` of f.
+    coordinates: of the levels, what is embedded; () for the levels themselves.
     axis_name: of the devices, for batch normalisation across them.
     dtype: of the computation inside the body; parameters, level embedding and head are float32.
   """
@@ -119,6 +120,7 @@ class ResNet(nn.Module):
   attention_resolutions: tuple[int, ...] = ()
   remat: bool = False
   quadratic: float = 0.0
+  coordinates: tuple[float, ...] = ()
   axis_name: str | None = None
   dtype: Any = jnp.float32
 
@@ -126,14 +128,15 @@ class ResNet(nn.Module):
     blocks = tuple(
         (block_name(i, j), self.ch * mult)
         for i, mult in enumerate(self.ch_mult) for j in range(self.num_res_blocks))
-    self.embedding = layers.LevelEmbedding(self.ch, (*blocks, ('head', self.ch * self.ch_mult[-1])), self.act)
+    self.embedding = layers.LevelEmbedding(
+        self.ch, (*blocks, ('head', self.ch * self.ch_mult[-1])), self.act, self.coordinates)
     self.body = Body(
         self.ch, self.ch_mult, self.num_res_blocks, self.act, self.final_act, self.norm, self.dropout,
         self.use_scale, self.shortcut, self.resample_with_conv, self.attention_resolutions, self.remat,
         self.axis_name, self.dtype)
 
   def embed(self, t):
-    """Everything that depends on the level alone; `t` is int (B,)."""
+    """Everything that depends on the level alone; `t` is (B,)."""
     return self.embedding(t)
 
   def f(self, y, level, dropout_keys=None):
@@ -141,5 +144,5 @@ class ResNet(nn.Module):
     return layers.add_quadratic(self.body(y, level, dropout_keys), y, self.quadratic)
 
   def __call__(self, y, t, dropout_keys=None):
-    """f(y, t) of images (B, H, W, C) at levels int (B,): float32 (B,)."""
+    """f(y, t) of images (B, H, W, C) at levels (B,): float32 (B,)."""
     return self.f(y, self.embed(t), dropout_keys)

@@ -1,0 +1,90 @@
+"""The time score: how the log density of `x_t` changes with the level of noise.
+
+Recovery likelihood compares neighbours within one level: it fixes the slopes of each log density, but hardly its
+differences between distant modes, and not at all its normaliser beside those of the other levels. The derivative of
+the log density with respect to the noise ties the levels together. Down the levels, modes part with the weights that
+they had as one, and all levels have, but for a change of variables, a single normaliser.
+
+Noise is measured by `lam = log(abar / sbar)`, half the logarithm of the signal-to-noise ratio. Between two levels lam and
+`a` of `y = a x` run straight in the level t, which is a real number here.
+
+Source: Guth, Kadkhodaie and Simoncelli 2025, Learning normalized image densities via dual score matching; Choi et al.
+2022, Density ratio estimation via infinitesimal classification.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_ebm import recovery
+
+
+def _between(values, t):
+  """The straight line between the values at the levels 0, 1, ... at a real level t (B,)."""
+  return jnp.interp(t, np.arange(len(values), dtype=np.float32), jnp.asarray(values, jnp.float32))
+
+
+def diffuse(levels: recovery.Levels, x, t, eps):
+  """`x_t = abar x + sbar eps` at a level between two.
+
+  Args:
+    levels: the levels.
+    x: data, (B, ...).
+    t: real levels in [0, T-1], (B,).
+    eps: standard normal noise, like `x`.
+
+  Returns:
+    `(x_t, a_cum, sigma_cum)`: like `x`, (B,), (B,).
+  """
+  lam = _between(levels.noise.log_snr[:-1], t)
+  a_cum, sigma_cum = jnp.sqrt(jax.nn.sigmoid(2 * lam)), jnp.sqrt(jax.nn.sigmoid(-2 * lam))
+  return _per_example(a_cum, x) * x + _per_example(sigma_cum, x) * eps, a_cum, sigma_cum
+
+
+def time_score(levels: recovery.Levels, f_at, x_t, t):
+  """The derivative of the model's log density of `x_t` with respect to lam, x_t held.
+
+  Args:
+    levels: the levels.
+    f_at: from real levels (B,) to the network at them, a function from (B, ...) to (B,).
+    x_t: (B, ...).
+    t: real levels in [0, T-1], (B,).
+
+  Returns:
+    (B,), in nats.
+  """
+  temperature, a_y, log_snr = levels.temperature, levels.noise.a_y[1:], levels.noise.log_snr[:-1]
+
+  def log_density(t):
+    a = _between(a_y, t)
+    return f_at(t)(_per_example(a, x_t) * x_t) / _between(temperature, t) + x_t[0].size * jnp.log(a)
+
+  slope = jnp.asarray(np.diff(log_snr), jnp.float32)[jnp.clip(t.astype(int), 0, len(log_snr) - 2)]
+  return jax.jvp(log_density, (t,), (1 / slope,))[1]
+
+
+def loss(levels: recovery.Levels, f_at, x, t, eps):
+  """Conditional time score matching; its least value is at the true time score.
+
+  What is regressed on is the derivative of `log N(x_t; abar x, sbar^2 I)`, whose mean given `x_t` is the time score.
+
+  Args:
+    levels: the levels.
+    f_at: as of `time_score`.
+    x: data, (B, ...).
+    t: real levels in [0, T-1], (B,).
+    eps: standard normal noise, like `x`.
+
+  Returns:
+    (B,): the squared error over 4 D, with D numbers in an example; at the truth it is about `abar^4 / 2`.
+
+  Source: Yu et al. 2025, Density ratio estimation with conditional probability paths, equation 11.
+  """
+  x_t, a_cum, sigma_cum = diffuse(levels, x, t, eps)
+  axes, dim = tuple(range(1, x.ndim)), x[0].size
+  target = a_cum**2 * (dim - jnp.sum(eps**2, axes)) + a_cum * sigma_cum * jnp.sum(eps * x, axes)
+  return (time_score(levels, f_at, x_t, t) - target)**2 / (4 * dim)
+
+
+def _per_example(values, like):
+  return values.reshape(values.shape + (1,) * (like.ndim - 1))

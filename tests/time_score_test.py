@@ -1,0 +1,131 @@
+"""The time score against closed forms: diffused Gaussians and mixtures of them stay such."""
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import special
+
+from diffusion_ebm import noise_levels, recovery, time_score
+
+MEANS, STD = np.array([-3.0, 3.0]), 0.3
+
+
+def noise_at(levels, t):
+  """abar, sbar and a of y at real levels, in float64, from the definitions."""
+  noise = levels.noise
+  grid = np.arange(levels.num_models)
+  lam = np.interp(t, grid, np.log(noise.a_cum / noise.sigma_cum)[:-1])
+  a_cum = 1 / np.sqrt(1 + np.exp(-2 * lam))
+  return lam, a_cum, np.exp(-lam) * a_cum, np.interp(t, grid, noise.a_y[1:])
+
+
+def exact(levels, temperature, weight_at):
+  """f of a mixture of two Gaussians in one dimension, `weight_at(t)` the share of the second."""
+  def f_at(t):
+    lam = jnp.interp(t, jnp.arange(levels.num_models), jnp.asarray(levels.noise.log_snr[:-1], jnp.float32))
+    a = jnp.interp(t, jnp.arange(levels.num_models), jnp.asarray(levels.noise.a_y[1:], jnp.float32))
+    scale = jnp.interp(t, jnp.arange(levels.num_models), jnp.asarray(temperature, jnp.float32))
+    a_cum, s2 = jnp.sqrt(jax.nn.sigmoid(2 * lam)), jax.nn.sigmoid(-2 * lam)
+    variance = a**2 * (a_cum**2 * STD**2 + s2)
+
+    def f(y):
+      share = weight_at(t)
+      logs = [jnp.log(w) - (y[:, 0] - a * a_cum * m)**2 / (2 * variance) for w, m in zip((1 - share, share), MEANS)]
+      return scale * (jnp.logaddexp(*logs) - 0.5 * jnp.log(variance))
+
+    return f
+
+  return f_at
+
+
+class TimeScoreTest(parameterized.TestCase):
+
+  @parameterized.parameters(6, 1000)
+  def test_at_whole_levels_data_are_diffused_as_ever(self, num_levels):
+    levels = recovery.make_levels(num_levels, 0.06, 'conditional')
+    t = jnp.array([0, 1, levels.num_models // 2, levels.num_models - 1])
+    x, eps = jax.random.normal(jax.random.key(0), (2, 4, 3))
+    x_t, a_cum, sigma_cum = time_score.diffuse(levels, x, t.astype(jnp.float32), eps)
+    np.testing.assert_allclose(x_t, noise_levels.diffuse(levels.noise, x, t, eps), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(a_cum, levels.noise.a_cum[t], rtol=1e-4)
+    np.testing.assert_allclose(sigma_cum, levels.noise.sigma_cum[t], rtol=1e-4)
+
+  @parameterized.product(num_levels=(6, 1000), temperature=recovery.TEMPERATURES)
+  def test_time_score_is_the_slope_of_the_exact_log_density(self, num_levels, temperature):
+    levels = recovery.make_levels(num_levels, 0.06, 'conditional', temperature)
+    t = np.array([0.25, 1.5, 2.75, levels.num_models - 1.3])
+    x = np.array([2.0, 0.3, -1.0, 1.4])
+    f_at = exact(levels, levels.temperature, lambda t: 0.3)
+    ours = time_score.time_score(levels, f_at, jnp.asarray(x[:, None], jnp.float32), jnp.asarray(t, jnp.float32))
+
+    def log_density(lam):
+      a_cum = 1 / np.sqrt(1 + np.exp(-2 * lam))
+      variance = a_cum**2 * STD**2 + 1 - a_cum**2
+      logs = [np.log(w) - (x - a_cum * m)**2 / (2 * variance) for w, m in zip((0.7, 0.3), MEANS)]
+      return np.logaddexp(*logs) - 0.5 * np.log(variance)
+
+    lam, h = noise_at(levels, t)[0], 1e-5
+    expected = (log_density(lam + h) - log_density(lam - h)) / (2 * h)
+    np.testing.assert_allclose(ours, expected, rtol=2e-3, atol=2e-3)
+
+  @parameterized.parameters((6, 0.4), (6, 3.5), (1000, 20.5), (1000, 600.25))
+  def test_loss_is_least_at_the_truth(self, num_levels, level):
+    levels = recovery.make_levels(num_levels, 0.06, 'conditional', 'one')
+    # Both modes, and within each Gauss-Hermite quadrature over data and noise.
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    z, eps, mean = (part.ravel() for part in np.meshgrid(nodes, nodes, MEANS, indexing='ij'))
+    weights = np.einsum('i,j,k->ijk', weights, weights, [0.7, 0.3]).ravel() / (2 * np.pi)
+    x, t = mean + STD * z, jnp.full(len(z), level)
+    truth = exact(levels, levels.temperature, lambda t: 0.3)
+
+    def loss(theta):
+      def f_at(t):
+        wrong = [t, t * jnp.sin(2 * level)]
+        return lambda y: truth(t)(y) + theta[0] * wrong[0] + theta[1] * wrong[1] * y[:, 0] + theta[2] * t * y[:, 0]**2
+      values = time_score.loss(
+          levels, f_at, jnp.asarray(x[:, None], jnp.float32), t, jnp.asarray(eps[:, None], jnp.float32))
+      return jnp.sum(weights * values)
+
+    slope, curvature = jax.grad(loss)(jnp.zeros(3)), jnp.diag(jax.hessian(loss)(jnp.zeros(3)))
+    self.assertGreater(float(jnp.min(curvature)), 0)
+    # Where each parabola is least, in units of the slope of lam: the change of log density that it stands for is small.
+    np.testing.assert_array_less(np.abs(slope / curvature), 2e-3)
+
+  def test_it_sees_weights_of_modes_that_the_score_does_not(self):
+    levels = recovery.make_levels(1000, 0.06, 'conditional', 'one')
+    rng = np.random.default_rng(0)
+    n = 20_000
+    x = (MEANS[(rng.random(n) < 0.3).astype(int)] + STD * rng.standard_normal(n)).astype(np.float32)[:, None]
+    eps = rng.standard_normal((n, 1)).astype(np.float32)
+    # The wrong model shifts weight from one mode to the other over the levels, here at a noise that no longer mixes them.
+    t = 150
+    losses = {}
+    for name, weight_at in (('right', lambda t: 0.3), ('wrong', lambda t: 0.3 + 0.3 * jnp.tanh((150.5 - t) / 20))):
+      f_at = exact(levels, levels.temperature, weight_at)
+      whole = jnp.full(n, t)
+      x_pos = noise_levels.diffuse(levels.noise, x, whole, eps)
+      score = recovery.score_matching_loss(levels, f_at(whole.astype(jnp.float32)), x_pos, eps, whole)[0]
+      change = time_score.loss(levels, f_at, x, jnp.full(n, t + 0.5), eps)
+      losses[name] = float(jnp.mean(score)), float(jnp.mean(change))
+    self.assertLess(abs(losses['wrong'][0] / losses['right'][0] - 1), 1e-3)
+    self.assertGreater(losses['wrong'][1], 1.2 * losses['right'][1])
+
+  def test_at_the_truth_the_loss_is_the_noise_of_what_it_regresses_on(self):
+    # Data that are a single point: the target's mean given x_t is the target itself, and there is none.
+    levels = recovery.make_levels(6, 0.06, 'conditional', 'one')
+    t = jnp.array([0.5, 2.5, 4.5])
+    x, eps = jnp.full((3, 2), 0.7), jax.random.normal(jax.random.key(0), (3, 2))
+
+    def f_at(t):
+      lam, a = (jnp.interp(t, jnp.arange(6), jnp.asarray(values, jnp.float32))
+                for values in (levels.noise.log_snr[:-1], levels.noise.a_y[1:]))
+      a_cum, s2 = jnp.sqrt(jax.nn.sigmoid(2 * lam)), jax.nn.sigmoid(-2 * lam)
+      mean, variance = (a * a_cum)[:, None] * 0.7, a**2 * s2
+      return lambda y: -0.5 * jnp.sum((y - mean)**2, 1) / variance - jnp.log(variance)
+
+    np.testing.assert_allclose(time_score.loss(levels, f_at, x, t, eps), 0, atol=1e-6)
+
+
+if __name__ == '__main__':
+  absltest.main()
