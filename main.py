@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from configs import default
 from diffusion_ebm import compilation
 from diffusion_ebm import config as config_lib
-from diffusion_ebm.errors import UserError
+from diffusion_ebm.errors import InterruptedRun, UserError
 
 _MODES = ('train', 'sample', 'grid', 'eval', 'density', 'long_run', 'inpaint', 'interpolate', 'ood')
 
@@ -187,6 +187,9 @@ def main():
   logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax explains itself there, at length
   try:
     _run(_parse(sys.argv))
+  except InterruptedRun as stopped:
+    print(stopped, file=sys.stderr)
+    sys.exit(stopped.exit_code)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(error.exit_code)
@@ -198,7 +201,7 @@ def main():
           'or --config.model.ch, --config.model.remat=True, or more devices', file=sys.stderr)
     sys.exit(2)
   except KeyboardInterrupt:  # before there is anything to save, or by a second Ctrl-C
-    print('error: interrupted: what was saved is whole', file=sys.stderr)
+    print('interrupted: what was saved is whole', file=sys.stderr)
     sys.exit(130)
 
 

@@ -33,6 +33,7 @@ def inpaint(
   Writes to `inpainting/` in the workdir: `inpaint_STEP_MASK.npz` (`images`: uint8 (N, H, W, C), `mask`: bool (H, W),
   `completions`: uint8 (N, n, H, W, C)), `inpaint_STEP_MASK.png` with a row for each of the first images (the image,
   what is known of it, completions) and, for digits and MNIST, `inpaint_STEP_MASK.json` with a classifier's opinion.
+  `STEP_seedSEED` for seeds other than 0.
 
   Args:
     config: the configuration; the `train` section, the number of Langevin steps and eta need not be the workdir's.
@@ -83,7 +84,7 @@ def inpaint(
   completions = np.where(masks, generate.finished(drawn), np.repeat(originals, num_completions, axis=0))
   completions = completions.reshape(len(originals), num_completions, *model.shape)
 
-  base = os.path.join(folder, f'inpaint_{step}_{name}')
+  base = os.path.join(folder, f'inpaint_{workdir_lib.label(step, seed)}_{name}')
   workdir_lib.save_npz(base + '.npz', images=originals, mask=hidden, completions=completions)
   shown = slice(min(len(originals), _NUM_SHOWN))
   known = np.where(hidden[..., None], np.uint8(_GREY), originals)
@@ -103,6 +104,7 @@ def inpaint(
 
 def _load_mask(mask, size, seed):
   """`(name, bool (H, W))` of --mask, True where hidden."""
+  mask = 'centre' if mask == 'center' else mask
   if mask in inpainting.MASKS:
     return mask, inpainting.make_mask(mask, size, seed)
   if not os.path.exists(os.path.expanduser(mask)):

@@ -25,7 +25,7 @@ def interpolate(
   The frames are at equal distances along the path, as far as it is resolved, not at equal fractions of the noise.
   Writes to `interpolation/` in the workdir: `interpolation_STEP.npz` (`strips`: uint8 (S, F, H, W, C), `fractions`:
   (S, F)), `interpolation_STEP.png` and `interpolation_STEP.json`: for each strip the largest step between neighbours
-  (root mean square, in [0, 255]) and the median one.
+  (root mean square, in [0, 255]) and the median one. `STEP_seedSEED` for seeds other than 0.
 
   Args:
     config: the configuration; the `train` section, the number of Langevin steps and eta need not be the workdir's.
@@ -79,7 +79,7 @@ def interpolate(
   progress.close()
 
   steps = interpolation.path_lengths(strips)
-  base = os.path.join(folder, f'interpolation_{step}')
+  base = os.path.join(folder, f'interpolation_{workdir_lib.label(step, seed)}')
   workdir_lib.save_npz(base + '.npz', strips=strips, fractions=fractions)
   pictures.save_png(base + '.png', pictures.image_grid(strips[:_NUM_SHOWN].reshape(-1, *model.shape), num_frames))
   largest, median = steps.max(1), np.median(steps, 1)

@@ -32,8 +32,8 @@ def summarise(steps: list[dict]) -> dict[str, float]:
   Returns:
     Name to value: `skipped_steps` (updates left out for a gradient that was not finite) and, of the others, `loss`,
     `grad_norm`, `grad_max` (of the steps' largest) and, for each level or group of neighbouring levels,
-    `level_loss/t`, `level_f/t`, `level_displacement/t` and (where it is trained) `level_time_score/t`, averaged over its
-    examples.
+    `level_loss/t`, `level_f/t`, `level_displacement/t` and (where it is trained) `level_time_score/t`, averaged over
+    its examples.
   """
   skipped = sum(int(m['bad_steps'] > 0) for m in steps)
   steps = [m for m in steps if not m['bad_steps']]

@@ -29,7 +29,7 @@ def ood(config, workdir: str, against: list[str], num_examples: int, seed: int, 
   An image's statistic at level t is the log density of the image diffused to that level, averaged over eight noises
   that all images share. Writes to `ood/` in the workdir: `ood_STEP.json`, `ood_STEP.md` (tables), `ood_STEP.png`
   (histograms) and `ood_STEP_sets.png` (the first images of each set, a row for each); the names of sets other than
-  corruptions follow the step.
+  corruptions follow the step (`STEP_seedSEED` for seeds other than 0).
 
   Args:
     config: the configuration; the `train` section and how samples are drawn need not be the workdir's.
@@ -58,7 +58,7 @@ def ood(config, workdir: str, against: list[str], num_examples: int, seed: int, 
   if len(train) < _MIN_TRAIN:
     raise UserError(f'{len(train)} training images are too few to fit the scores on: there must be {_MIN_TRAIN}')
   sets = {'test': test.read(np.arange(min(num_examples, len(test))))}
-  label = f'ood_{step}'
+  label = f'ood_{workdir_lib.label(step, seed)}'
   for name in against:
     if name in corruptions.NAMES:
       sets[name] = corruptions.corrupt(name, sets['test'], seed)

@@ -154,6 +154,7 @@ def level_histograms(values: dict[str, np.ndarray], names) -> np.ndarray:
     axis.set_title(name, fontsize=9)
     axis.set_yticks([])
     axis.tick_params(labelsize=8)
+    axis.locator_params(axis='x', nbins=5)  # as many labels as do not run together
   for axis in axes.flat[len(names):]:
     axis.axis('off')
   figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=5, fontsize=8)

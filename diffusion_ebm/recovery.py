@@ -201,8 +201,8 @@ def recovery_loss(levels: Levels, f, x_pos, x_neg, t):
 
   Returns:
     `(loss, f_pos)`, each (B,): `w_t (log p(a_{t+1} x_neg) - log p(a_{t+1} x_pos))` with the level's weight, which is
-    `(sigma_1 / sigma_{t+1}) (f(a_{t+1} x_neg) - f(a_{t+1} x_pos))` as published, and f of the data. Where the temperature
-    is not s_t^2, the published weights have a factor `s_t^2 / s_0^2` that keeps what each level counts for.
+    `(sigma_1 / sigma_{t+1}) (f(a_{t+1} x_neg) - f(a_{t+1} x_pos))` as published, and f of the data. Where the
+    temperature is not s_t^2, the published weights have a factor `s_t^2 / s_0^2` that keeps what each level counts for.
 
   Source: Gao et al. 2021, algorithm 1, line 7.
   """

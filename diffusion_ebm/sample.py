@@ -20,7 +20,8 @@ def sample(config, workdir: str, num_samples: int, seed: int, step: int | None =
   """Draws samples from the averaged parameters of a checkpoint.
 
   Writes `samples/samples_STEP.npz` (`samples`: uint8 (N, H, W, C), or float32 (N, D) for vectors), `samples_STEP.png`
-  and, level by level beside diffused data, if these are at hand, `samples_STEP_levels.png`.
+  and, level by level beside diffused data, if these are at hand, `samples_STEP_levels.png`;
+  `STEP_seedSEED` for seeds other than 0.
 
   Args:
     config: the configuration; the `train` section, the number of Langevin steps and eta need not be the workdir's.
@@ -58,7 +59,7 @@ def sample(config, workdir: str, num_samples: int, seed: int, step: int | None =
   densities = generate.grid_densities(model, config)(state) if config_lib.is_vector(config) else None
   if not parallel.is_first():
     return
-  base = os.path.join(workdir_lib.samples_dir(workdir), f'samples_{step}')
+  base = os.path.join(workdir_lib.samples_dir(workdir), f'samples_{workdir_lib.label(step, seed)}')
   workdir_lib.save_npz(base + '.npz', samples=samples)
   pictures.save_png(base + '.png', generate.picture_of_samples(samples))
   path = np.concatenate(paths, axis=1)

@@ -5,8 +5,8 @@ differences between distant modes, and not at all its normaliser beside those of
 the log density with respect to the noise ties the levels together. Down the levels, modes part with the weights that
 they had as one, and all levels have, but for a change of variables, a single normaliser.
 
-Noise is measured by `lam = log(abar / sbar)`, half the logarithm of the signal-to-noise ratio. Between two levels lam and
-`a` of `y = a x` run straight in the level t, which is a real number here.
+Noise is measured by `lam = log(abar / sbar)`, half the logarithm of the signal-to-noise ratio. Between two levels lam
+and `a` of `y = a x` run straight in the level t, which is a real number here.
 
 Source: Guth, Kadkhodaie and Simoncelli 2025, Learning normalized image densities via dual score matching; Choi et al.
 2022, Density ratio estimation via infinitesimal classification.

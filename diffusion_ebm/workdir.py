@@ -36,6 +36,11 @@ def make(workdir, folder: str = 'samples') -> str:
     raise UserError(f'--workdir={workdir} cannot be written ({error.strerror}): choose another') from error
 
 
+def label(step: int, seed: int) -> str:
+  """What the files of a job are called after: the step, and the seed where it is not the default, 0."""
+  return f'{step}_seed{seed}' if seed else str(step)
+
+
 def save_npz(path: str, **arrays: np.ndarray):
   """Writes arrays to a compressed `.npz`, whole or not at all."""
   with open(path + '.tmp', 'wb') as file:

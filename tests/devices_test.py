@@ -105,7 +105,7 @@ class DevicesTest(absltest.TestCase):
         [{'args': [f'--workdir={two_then_one}'], 'devices': 4}, *of_two(f'--workdir={one_then_two}')],
         of_two(f'--workdir={one_then_two}', '--mode=sample', '--num_samples=5')])
     self.assert_codes(first, 143, 143)
-    stopped = [re.search(r'error: stopped at step (\d+), which is saved', text) for _, text in first]
+    stopped = [re.search(r'stopped at step (\d+), which is saved', text) for _, text in first]
     self.assertTrue(all(stopped), first)
     self.assertEqual(*(match[1] for match in stopped))
     self.assertIn(int(stopped[0][1]), range(HALF - 2, NUM_STEPS))

@@ -110,7 +110,7 @@ class RunTest(absltest.TestCase):
         if 'training 5/1000000' in line:
           process.send_signal(signal.SIGINT)
     self.assertEqual(process.returncode, 130, ''.join(lines))
-    stopped = re.fullmatch(r'error: stopped at step (\d+), which is saved: run the same command .*\n', lines[-1])
+    stopped = re.fullmatch(r'stopped at step (\d+), which is saved: run the same command .*\n', lines[-1])
     self.assertIsNotNone(stopped, lines[-1])
     step = int(stopped[1])
     self.assertGreaterEqual(step, 5)

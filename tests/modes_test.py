@@ -73,7 +73,10 @@ class ModesTest(absltest.TestCase):
     completions = self.inpaint()
     self.assert_close(self.inpaint(batch_size=2), completions)
     self.assert_close(self.inpaint(num_images=2, num_completions=3)[:, :2], completions[:2])
-    self.assertGreater(np.mean(self.inpaint(seed=1)[:, :, :4] != completions[:, :, :4]), 0.5)
+    other = self.inpaint(seed=1)
+    self.assertGreater(np.mean(other[:, :, :4] != completions[:, :, :4]), 0.5)
+    # Beside the files of the first, not in their place.
+    np.testing.assert_array_equal(load(self.workdir, 'inpainting', 'inpaint_7_seed1_top.npz')['completions'], other)
 
   def test_the_classifiers_opinion_is_written(self):
     self.inpaint()
@@ -90,6 +93,7 @@ class ModesTest(absltest.TestCase):
     self.assertEqual(completions.shape, (1, 2, 8, 8, 1))
     np.testing.assert_array_equal(completions[:, :, pixels == 0], 77)
     self.assertFalse(np.all(completions[:, :, pixels > 0] == 77))
+    self.assertEqual(inpaint._load_mask('center', (8, 8), 0)[0], 'centre')
     self.assertTrue(os.path.exists(os.path.join(self.workdir, 'inpainting', 'inpaint_7_hole.png')))
 
   def test_bad_masks_and_numbers_are_refused(self):
