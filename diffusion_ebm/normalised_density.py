@@ -11,7 +11,7 @@ import numpy as np
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import data, generate, langevin, noise_levels, parallel, pictures, sampling, train_step, trained
 from diffusion_ebm import workdir as workdir_lib
-from diffusion_ebm.density import ais, baselines, ladder, log_prob, results
+from diffusion_ebm.density import ais, baselines, bound, ladder, log_prob, results
 from diffusion_ebm.errors import DivergedError, UserError
 from diffusion_ebm.progress import Progress
 
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 # Rungs that are run at once: what is compiled has this length.
 _CHUNK = 64
 # Streams of random numbers.
-_PILOT, _FORWARD, _REVERSE, _DATA, _MIX = 0xA150, 0xA151, 0xA152, 0xA153, 0xA154
+_PILOT, _FORWARD, _REVERSE, _DATA, _MIX, _BOUND = 0xA150, 0xA151, 0xA152, 0xA153, 0xA154, 0xA155
 _FIRST_STEP_SIZE = 0.3
 _FEW = 2.0  # effective samples below which an estimate says nothing
 _CROSSED = 3.0  # standard errors, of both ends, by which they may cross
@@ -53,6 +53,9 @@ def normalised_density(config, workdir: str, seed: int, step: int | None = None)
   began = time.monotonic()
 
   estimator = _Estimator(config, model, state, seed)
+  bounds = None  # of the sampler, where that draws from normal densities
+  if generate.generation_steps(config) == 0 and config.sampling.noise_scale == 1 and not config.sampling.denoise:
+    bounds = _bounds(config, estimator.bounds(source), int(np.prod(model.shape)))
   rungs, step_sizes = estimator.choose_rungs()
   reached = {int(rungs.level[k]): k for k in np.flatnonzero(rungs.fraction == 1)}
   forward, acceptance = estimator.forward(rungs, step_sizes)
@@ -81,6 +84,8 @@ def normalised_density(config, workdir: str, seed: int, step: int | None = None)
   _log.info('log density of the %s split', config.density.split)
   values = estimator.log_densities(source, log_z[0]['log_z'])
   record = _record(config, model, state, seed, source, log_z, values, len(rungs.level), time.monotonic() - began)
+  if bounds:
+    record['sampler_bound'] = bounds
   if config.density.baselines:
     record['baselines'] = _baselines(config, source, dim, seed)
   results.write(folder, record)
@@ -90,6 +95,21 @@ def normalised_density(config, workdir: str, seed: int, step: int | None = None)
       {'train': train['clean'], config.density.split: values['clean'], 'noise': values['white']},
       f'log density in nats (log Z {log_z[0]["lower"]:.2f} .. {log_z[0]["upper"]:.2f})'))
   _say(record, folder)
+  return record
+
+
+def _bounds(config, values, dim):
+  """What is reported of the density that one gradient a level samples."""
+  clean, noisy = values
+  record = {'log_prob': float(clean.mean()), 'log_prob_with_noise': float(noisy.mean()),
+            'log_prob_standard_error': float(clean.std() / np.sqrt(len(clean)))}
+  said = f'at least {record["log_prob"]:.3f} nats'
+  if not config_lib.is_vector(config):
+    for name, each in (('bits_per_dim', clean), ('bits_per_dim_with_noise', noisy)):
+      record[name] = float(log_prob.bits_per_dim(each.mean(), dim, config_lib.grey_width(config)))
+    record['bits_per_dim_standard_error'] = record['log_prob_standard_error'] / dim / float(np.log(2))
+    said = f'at most {record["bits_per_dim"]:.3f} bits per dimension'
+  _log.info('log density of the %s split under the sampler of one gradient a level: %s', config.density.split, said)
   return record
 
 
@@ -274,17 +294,47 @@ class _Estimator:
       `clean`, the density of the dequantised data, `noisy`, that at data with the noise of level 0, `white`, that at
       standard normal noise: each (N,).
     """
-    count = min(len(source), limit or len(source))
-    batch_size = len(self._index)
-    parts = []
-    for first in range(0, count, batch_size):
+    clean, noisy, white = self._over(source, 'log density', self._log_prob, 3, limit or len(source), np.float32(log_z))
+    return {'clean': clean, 'noisy': noisy, 'white': white}
+
+  def bounds(self, source):
+    """Lower bounds of the log density, in nats, of what one gradient a level samples, averaged over the draws of noise.
+
+    Returns:
+      Those at the dequantised data and at data with the noise of level 0, each (N,).
+    """
+    return self._over(source, 'bound of the sampler', self._bound, 2, len(source))
+
+  def _over(self, source, name, function, num_values, limit, *extra):
+    """What `function` gives for the first `limit` examples of a source: a tuple of (N,) float64."""
+    count, parts = min(len(source), limit), []
+    progress = Progress(name, count, unit='example')
+    for first in range(0, count, len(self._index)):
       index = np.minimum(first + self._index, count - 1)
       args = (self._weights, parallel.split(source.read(index)), parallel.split(index.astype(np.int32)),
-              np.uint32(self._seed), np.float32(log_z))
-      values = self._call('log_prob', self._log_prob, args, (1, 2), (0, 0, 0))
+              np.uint32(self._seed), *extra)
+      values = self._call(name, function, args, (1, 2), (0,) * num_values)
       parts.append([_joined(np.asarray(value), 0)[:count - first] for value in values])
-    clean, noisy, white = (np.concatenate(each).astype(np.float64) for each in zip(*parts, strict=True))
-    return {'clean': clean, 'noisy': noisy, 'white': white}
+      progress.update(len(parts[-1][0]))
+      progress.line(always=False)
+    progress.close()
+    return tuple(np.concatenate(each).astype(np.float64) for each in zip(*parts, strict=True))
+
+  def _bound(self, weights, examples, index, seed):
+    levels = self._model.levels
+    a, volume = float(levels.noise.a[0]), examples[0].size * float(np.log(levels.noise.a[0]))
+    keys = generate.sample_keys(seed, index, _BOUND)
+
+    def draw(number):
+      dequantize_keys, noise_keys = jnp.moveaxis(
+          jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, number)))(keys), 1, 0)
+      x = a * self._continuous(examples, dequantize_keys)
+      noise = float(levels.noise.sigma[0]) * langevin.normal_noise(noise_keys, x.shape[1:])(levels.num_models)
+      return tuple(bound.variational_bound(levels, self._network, weights, point, noise_keys) + volume
+                   for point in (x, x + noise))
+
+    draws = jax.lax.map(draw, jnp.arange(self._settings.num_draws))
+    return tuple(jnp.mean(values, 0) for values in draws)
 
   def _log_prob(self, weights, examples, index, seed, log_z):
     levels = self._model.levels

@@ -3,14 +3,15 @@
 import json
 import os
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
-from configs import digits_t1k
+from configs import digits_t1k, toy2d_t1k
 from diffusion_ebm import data, energy, generate, normalised_density
 from diffusion_ebm import model as model_lib
 from diffusion_ebm.density import baselines, grid, log_prob, results
@@ -75,6 +76,30 @@ class DensityTest(absltest.TestCase):
       results.load_log_z(self.workdir, 4)
     with self.assertRaisesRegex(UserError, 'log Z of step 4 is not known: run'):
       results.load_log_z(os.path.join(self.workdir, 'nowhere'), 4)
+
+  def test_what_one_gradient_a_level_samples_is_bounded(self):
+    config = toy2d_t1k.get_config()
+    config.model.update({'ch': 8, 'num_layers': 1, 'output_scale': 1e-6})  # next to nothing beside -|y|^2 / 2
+    config.density.update({'num_chains': 1024, 'num_draws': 1})
+    workdir = self.enterContext(tempfile.TemporaryDirectory())
+    testing.save_first_state(config, workdir, step=3)
+    # It comes before the ladder, which is not needed for it.
+    with (mock.patch.object(normalised_density.ladder, 'choose', side_effect=FloatingPointError(7)),
+          mock.patch.object(normalised_density, '_bounds', wraps=normalised_density._bounds) as bounds,
+          self.assertRaisesRegex(DivergedError, 'level 7')):
+      normalised_density.normalised_density(config, workdir, seed=1)
+    found = normalised_density._bounds(*bounds.call_args.args)
+    # The sampler is a chain of linear maps of normal numbers.
+    noise, variance = model_lib.build(config).levels.noise, 1.0
+    for t in reversed(range(999)):
+      sigma2 = noise.sigma[t + 1]**2
+      variance = (variance * (1 - (1.0 if t < 998 else 0.5) * sigma2)**2 + sigma2) / noise.a_y[t + 1]**2
+    x = data.load_source(config.data, 'test').read(np.arange(2**14))
+    exact = np.mean(np.sum(stats.norm.logpdf(x, scale=np.sqrt(variance) / noise.a[0]), axis=1))
+    self.assertBetween(found['log_prob'], exact - 0.6, exact)
+    # Noise of level 0 makes data of this spread a little less likely.
+    self.assertAlmostEqual(found['log_prob_with_noise'], found['log_prob'], delta=0.02)
+    self.assertNotIn('bits_per_dim', found)
 
 
 class ImagesTest(absltest.TestCase):

@@ -217,6 +217,7 @@ class RecoveryTest(parameterized.TestCase):
     x = DATA_STD * x
     pairs = {'coupled': recovery.coupled_pair(levels, x, level, eps, noise),
              'plain': noise_levels.diffuse_pair(levels.noise, x, level, eps, eps_next)}
+    f = lambda theta: lambda y: -0.5 * theta * jnp.sum(y**2, axis=1)  # noqa: E731
     constants, gradients = levels.noise, {}
     variance = DATA_STD**2 * constants.a_cum**2 + constants.sigma_cum**2
     covariance = constants.a[t + 1] * variance[t]
@@ -225,7 +226,6 @@ class RecoveryTest(parameterized.TestCase):
       np.testing.assert_allclose([np.var(x_t), np.var(x_next)], variance[t:t + 2], rtol=0.025)
       self.assertAlmostEqual(float(np.mean(x_next * x_t)) / covariance, 1, delta=0.025)
       # Of a wrong model, with respect to its precision.
-      f = lambda theta: lambda y: -0.5 * theta * jnp.sum(y**2, axis=1)  # noqa: E731
       x_neg = recovery.normal_approximation(levels, f(1.5 * precision), x_next, level, noise)
       if name == 'plain':
         x_neg = recovery.normal_approximation(levels, f(1.5 * precision), x_next, level, other)

@@ -4,7 +4,6 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
 
 from diffusion_ebm import noise_levels, recovery, time_score
 
@@ -30,8 +29,8 @@ def exact(levels, temperature, weight_at):
     variance = a**2 * (a_cum**2 * STD**2 + s2)
 
     def f(y):
-      share = weight_at(t)
-      logs = [jnp.log(w) - (y[:, 0] - a * a_cum * m)**2 / (2 * variance) for w, m in zip((1 - share, share), MEANS)]
+      shares = (1 - weight_at(t), weight_at(t))
+      logs = [jnp.log(w) - (y[:, 0] - a * a_cum * m)**2 / (2 * variance) for w, m in zip(shares, MEANS, strict=True)]
       return scale * (jnp.logaddexp(*logs) - 0.5 * jnp.log(variance))
 
     return f
@@ -62,7 +61,7 @@ class TimeScoreTest(parameterized.TestCase):
     def log_density(lam):
       a_cum = 1 / np.sqrt(1 + np.exp(-2 * lam))
       variance = a_cum**2 * STD**2 + 1 - a_cum**2
-      logs = [np.log(w) - (x - a_cum * m)**2 / (2 * variance) for w, m in zip((0.7, 0.3), MEANS)]
+      logs = [np.log(w) - (x - a_cum * m)**2 / (2 * variance) for w, m in zip((0.7, 0.3), MEANS, strict=True)]
       return np.logaddexp(*logs) - 0.5 * np.log(variance)
 
     lam, h = noise_at(levels, t)[0], 1e-5
@@ -98,7 +97,7 @@ class TimeScoreTest(parameterized.TestCase):
     n = 20_000
     x = (MEANS[(rng.random(n) < 0.3).astype(int)] + STD * rng.standard_normal(n)).astype(np.float32)[:, None]
     eps = rng.standard_normal((n, 1)).astype(np.float32)
-    # The wrong model shifts weight from one mode to the other over the levels, here at a noise that no longer mixes them.
+    # The wrong model shifts weight from one mode to the other over the levels, at a noise that no longer mixes them.
     t = 150
     losses = {}
     for name, weight_at in (('right', lambda t: 0.3), ('wrong', lambda t: 0.3 + 0.3 * jnp.tanh((150.5 - t) / 20))):
