@@ -22,7 +22,7 @@ def get_config():
   config.sampling.noise_scale = 1.0
   config.train.level_weight = 'balanced'
   config.train.time_score = 1.0
-  config.train.batch_size = 256
+  config.train.batch_size = 128
   config.train.num_steps = 10_000
   config.train.learning_rate = 1e-3
   config.train.cosine_decay = True
