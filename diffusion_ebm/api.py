@@ -350,6 +350,7 @@ def from_parameters(config, params, spectral=None, log_z=None) -> DiffusionEBM:
 def _make(config, model, weights, log_z):
   return DiffusionEBM(
       weights=weights, log_z=log_z, levels=model.levels,
-      network=energy.make_network(config),  # for one device: `model.network` wants the axis of all
+      # For one device: `model.network` wants the axis of all.
+      network=energy.make_network(config.model, config.diffusion.num_levels),
       shape=model.shape, num_steps=generate.generation_steps(config), noise_scale=config.sampling.noise_scale,
       denoised=config.sampling.denoise)

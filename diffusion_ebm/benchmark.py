@@ -77,7 +77,8 @@ def benchmark(config, seconds: float = 10.0) -> dict:
   products = 1 if jax.default_backend() == 'cpu' else parallel.num_devices()  # devices of a CPU share its cores
   result |= {
       'images_per_s': size / result['train_step_s'],
-      'flops_per_step': flops.train_step(energy.make_network(config), model.shape, size, steps),
+      'flops_per_step': flops.train_step(
+          energy.make_network(config.model, config.diffusion.num_levels), model.shape, size, steps),
       'matmul_flops_per_s': product_flops * products / float(np.median(product_times))}
   result['achieved_flops_per_s'] = result['flops_per_step'] / result['train_step_s']
   result['fraction_of_matmul'] = result['achieved_flops_per_s'] / result['matmul_flops_per_s']

@@ -36,7 +36,7 @@ def build(config) -> Model:
   size = config.data.image_size
   shape = (2,) if config_lib.is_vector(config) else (size, size, config.data.num_channels)
   tx, schedule = optimizer.make_optimizer(config.train)
-  network = energy.make_network(config)
+  network = energy.make_network(config.model, config.diffusion.num_levels)
   init = jax.jit(lambda key: train_step.init_state(
       key, network, tx, np.zeros(shape), config.model.spectral_norm))
   sampling = config.sampling
@@ -45,5 +45,5 @@ def build(config) -> Model:
       levels=recovery.make_levels(
           config.diffusion.num_levels, sampling.step_size, sampling.step_size_rule, config.diffusion.temperature,
           config.train.level_weight),
-      network=energy.make_network(config, parallel.AXIS),
+      network=energy.make_network(config.model, config.diffusion.num_levels, parallel.AXIS),
       tx=tx, schedule=schedule, state=parallel.replicate(init(jax.random.key(config.seed))))

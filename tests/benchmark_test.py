@@ -22,7 +22,7 @@ class FlopsTest(absltest.TestCase):
 
   def test_a_networks_operations_are_those_counted_by_hand(self):
     config = config_lib.resolve(testing.digits_config())  # width 8, one block, 8x8, one channel
-    f, embedding = flops.forward(energy.make_network(config), (8, 8, 1))
+    f, embedding = flops.forward(energy.make_network(config.model, 6), (8, 8, 1))
     pixels = 64
     self.assertEqual(f, 2 * 9 * pixels * (1 * 8 + 8 * 8 + 8 * 8))
     self.assertEqual(embedding, 2 * (8 * 32 + 32 * 32 + 32 * 8 + 32 * 8))
@@ -34,12 +34,12 @@ class FlopsTest(absltest.TestCase):
 
   def test_recomputation_and_attention_count(self):
     config = config_lib.resolve(testing.digits_config())
-    plain = flops.forward(energy.make_network(config), (8, 8, 1))[0]
+    plain = flops.forward(energy.make_network(config.model, 6), (8, 8, 1))[0]
     config.model.remat = True
-    self.assertEqual(flops.forward(energy.make_network(config), (8, 8, 1))[0], plain)
+    self.assertEqual(flops.forward(energy.make_network(config.model, 6), (8, 8, 1))[0], plain)
     config.model.attention_resolutions = (8,)
     attention = 2 * (4 * 64 * 8 * 8 + 2 * 64 * 64 * 8)
-    self.assertEqual(flops.forward(energy.make_network(config), (8, 8, 1))[0], plain + attention)
+    self.assertEqual(flops.forward(energy.make_network(config.model, 6), (8, 8, 1))[0], plain + attention)
 
   def test_a_step_is_k_gradients_and_two_of_the_parameters(self):
     network = energy.mlp.MLP(ch=8, num_layers=1)

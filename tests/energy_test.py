@@ -247,10 +247,10 @@ class AtLevelTest(absltest.TestCase):
     y, t = images(), jnp.array([0, 4])
     for name in ('resnet', 'mlp'):
       config.model.name = name
-      network = energy.make_network(config)
+      network = energy.make_network(config.model, config.diffusion.num_levels)
       params = randomised(network.init(jax.random.key(0), y, t)['params'])
       config.model.level_embedding = 'index'
-      plain = energy.make_network(config)
+      plain = energy.make_network(config.model, config.diffusion.num_levels)
       config.model.level_embedding = 'log_snr'
       noise = noise_levels.make_noise_levels(6)
       numbers = jnp.asarray(np.log(noise.a_cum / noise.sigma_cum)[[0, 4]], jnp.float32)

@@ -155,7 +155,8 @@ class FuzzTest(absltest.TestCase):
       return  # it takes long to say how large it would be
     size = config.data.image_size
     shape = (2,) if config_lib.is_vector(config) else (size, size, config.data.num_channels)
-    network, (tx, schedule) = energy.make_network(config), optimizer.make_optimizer(config.train)
+    network = energy.make_network(config.model, config.diffusion.num_levels)
+    tx, schedule = optimizer.make_optimizer(config.train)
     recovery.make_levels(config.diffusion.num_levels, config.sampling.step_size, config.sampling.step_size_rule)
     state = jax.eval_shape(lambda key: train_step.init_state(
         key, network, tx, jnp.zeros(shape), config.model.spectral_norm), jax.random.key(0))

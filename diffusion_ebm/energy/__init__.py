@@ -11,19 +11,20 @@ LEVEL_EMBEDDINGS = ('index', 'log_snr')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
-def make_network(config, axis_name: str | None = None):
-  """The Flax module that a configuration describes.
+def make_network(model, num_levels: int, axis_name: str | None = None):
+  """The Flax module that the configuration's `model` section describes.
 
   Args:
-    config: the configuration; `model.name` is 'resnet' or 'mlp'.
+    model: the section; `name` is 'resnet' or 'mlp'.
+    num_levels: 6 or 1000, of `noise_levels.make_noise_levels`.
     axis_name: of the devices, where the network will run under `pmap`.
 
   Returns:
     A module with `init(key, y, t)`, `apply(params, y, t)` and the two halves `embed` and `f`.
   """
-  model, coordinates = config.model, ()
+  coordinates = ()
   if model.level_embedding == 'log_snr':
-    coordinates = tuple(noise_levels.make_noise_levels(config.diffusion.num_levels).log_snr[:-1].tolist())
+    coordinates = tuple(noise_levels.make_noise_levels(num_levels).log_snr[:-1].tolist())
   common = {'ch': model.ch, 'act': model.act, 'dropout': model.dropout, 'quadratic': model.quadratic,
             'coordinates': coordinates, 'dtype': DTYPES[model.dtype]}
   if model.name == 'mlp':
