@@ -25,6 +25,8 @@ _FREE = {
     'train.keep_checkpoints', 'train.keep_every', 'train.max_bad_steps', 'train.stop_on_save_error'}
 # Sections that say nothing about the run.
 _FREE_SECTIONS = ('eval', 'density', 'long_run')
+# Keys that came later, and what a configuration without them means.
+_LATER = {('model', 'level_embedding'): 'index', ('train', 'level_weight'): 'published', ('train', 'time_score'): 0.0}
 
 
 def is_vector(config) -> bool:
@@ -274,9 +276,12 @@ def load(workdir) -> ml_collections.ConfigDict | None:
 
 
 def from_dict(saved: dict) -> ml_collections.ConfigDict:
-  """A configuration from what JSON holds of it."""
+  """A configuration from what JSON holds of it; one of an older version says what it meant by keys that came later."""
   sections = {key: {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
               if isinstance(value, dict) else value for key, value in saved.items()}
+  for (section, key), meant in _LATER.items():
+    if isinstance(sections.get(section), dict):
+      sections[section].setdefault(key, meant)
   return ml_collections.ConfigDict(sections)
 
 

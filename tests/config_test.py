@@ -1,5 +1,6 @@
 import glob
 import importlib
+import json
 import os
 import pathlib
 import re
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 
-from configs import default, digits
+from configs import default, digits, toy2d_t1k
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import data, train_step
 from diffusion_ebm import model as model_lib
@@ -191,6 +192,23 @@ class WorkdirTest(absltest.TestCase):
     config_lib.save(config, self.workdir)
     config.train.num_steps += 1
     with self.assertRaisesRegex(UserError, r'train\.num_steps'):
+      config_lib.check_same_run(config, self.workdir)
+
+  def test_an_older_version_says_what_it_meant_by_keys_that_came_later(self):
+    config = toy2d_t1k.get_config()
+    config_lib.save(config, self.workdir)
+    path = os.path.join(self.workdir, 'config.json')
+    with open(path, encoding='utf-8') as file:
+      saved = json.load(file)
+    for section, key in (('model', 'level_embedding'), ('train', 'level_weight'), ('train', 'time_score')):
+      del saved[section][key]
+    with open(path, 'w', encoding='utf-8') as file:
+      json.dump(saved, file)
+    loaded = config_lib.load(self.workdir)
+    self.assertEqual((loaded.model.level_embedding, loaded.train.level_weight, loaded.train.time_score),
+                     ('index', 'published', 0.0))
+    # It is not the run of the same configuration today, whose weights another network has.
+    with self.assertRaisesRegex(UserError, r"model\.level_embedding \('index' there, 'log_snr' here\), train"):
       config_lib.check_same_run(config, self.workdir)
 
   def test_a_damaged_file_is_named(self):
