@@ -116,7 +116,7 @@ class WorkdirTest(absltest.TestCase):
 
   def test_samples_are_those_of_the_command_line(self):
     sample.sample(self.config, self.workdir, 5, 3)
-    with np.load(os.path.join(self.workdir, 'samples', 'samples_7.npz'), allow_pickle=False) as file:
+    with np.load(os.path.join(self.workdir, 'samples', 'samples_7_seed3.npz'), allow_pickle=False) as file:
       expected = file['samples'].astype(int)
     ours = np.asarray(sampling.to_uint8(self.samples)).astype(int)
     self.assertLessEqual(np.max(np.abs(ours - expected)), 1)  # a value on the edge may round to either side

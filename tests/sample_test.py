@@ -33,7 +33,8 @@ class SampleTest(absltest.TestCase):
     config = testing.digits_config()
     config.sampling.update(sampling)
     sample.sample(config, cls.workdir, num_samples, seed, step)
-    with np.load(os.path.join(cls.workdir, 'samples', 'samples_7.npz'), allow_pickle=False) as file:
+    name = f'samples_7_seed{seed}.npz' if seed else 'samples_7.npz'
+    with np.load(os.path.join(cls.workdir, 'samples', name), allow_pickle=False) as file:
       return file['samples']
 
   def test_samples_are_bytes_of_the_shape_of_the_data(self):
@@ -42,8 +43,8 @@ class SampleTest(absltest.TestCase):
     self.assertLen(np.unique(self.samples, axis=0), 5)
 
   def test_pictures_are_beside_them(self):
-    self.assertCountEqual(
-        os.listdir(os.path.join(self.workdir, 'samples')), ['samples_7.npz', 'samples_7.png', 'samples_7_levels.png'])
+    written = [name for name in os.listdir(os.path.join(self.workdir, 'samples')) if 'seed' not in name]
+    self.assertCountEqual(written, ['samples_7.npz', 'samples_7.png', 'samples_7_levels.png'])
     sizes = []
     for name in ('samples_7.png', 'samples_7_levels.png'):
       with Image.open(os.path.join(self.workdir, 'samples', name)) as picture:
