@@ -82,8 +82,17 @@ def make_noise_levels(num_levels: int) -> NoiseLevels:
 
 def at(values: np.ndarray, t, like):
   """`values[t]` as float32, shaped to broadcast against `like`: (B,) levels to (B, 1, ..., 1)."""
-  picked = jnp.asarray(values, jnp.float32)[t]
-  return picked.reshape(picked.shape + (1,) * (like.ndim - picked.ndim))
+  return _broadcastable(jnp.asarray(values, jnp.float32)[t], like)
+
+
+def between(values: np.ndarray, t, like):
+  """Likewise at real levels (B,), in [0, len(values) - 1]: on the straight lines between the values."""
+  values = jnp.asarray(values, jnp.float32)
+  return _broadcastable(jnp.interp(t, jnp.arange(len(values), dtype=jnp.float32), values), like)
+
+
+def _broadcastable(values, like):
+  return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
 def diffuse(levels: NoiseLevels, x, t, eps):

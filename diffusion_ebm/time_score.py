@@ -17,11 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_ebm import recovery
-
-
-def _between(values, t):
-  """The straight line between the values at the levels 0, 1, ... at a real level t (B,)."""
-  return jnp.interp(t, np.arange(len(values), dtype=np.float32), jnp.asarray(values, jnp.float32))
+from diffusion_ebm.noise_levels import between
 
 
 def diffuse(levels: recovery.Levels, x, t, eps):
@@ -34,11 +30,11 @@ def diffuse(levels: recovery.Levels, x, t, eps):
     eps: standard normal noise, like `x`.
 
   Returns:
-    `(x_t, a_cum, sigma_cum)`: like `x`, (B,), (B,).
+    `(x_t, a_cum, sigma_cum)`: like `x`, and what broadcasts against it.
   """
-  lam = _between(levels.noise.log_snr[:-1], t)
+  lam = between(levels.noise.log_snr[:-1], t, x)
   a_cum, sigma_cum = jnp.sqrt(jax.nn.sigmoid(2 * lam)), jnp.sqrt(jax.nn.sigmoid(-2 * lam))
-  return _per_example(a_cum, x) * x + _per_example(sigma_cum, x) * eps, a_cum, sigma_cum
+  return a_cum * x + sigma_cum * eps, a_cum, sigma_cum
 
 
 def time_score(levels: recovery.Levels, f_at, x_t, t):
@@ -56,8 +52,8 @@ def time_score(levels: recovery.Levels, f_at, x_t, t):
   temperature, a_y, log_snr = levels.temperature, levels.noise.a_y[1:], levels.noise.log_snr[:-1]
 
   def log_density(t):
-    a = _between(a_y, t)
-    return f_at(t)(_per_example(a, x_t) * x_t) / _between(temperature, t) + x_t[0].size * jnp.log(a)
+    volume = x_t[0].size * jnp.log(between(a_y, t, t))
+    return f_at(t)(between(a_y, t, x_t) * x_t) / between(temperature, t, t) + volume
 
   slope = jnp.asarray(np.diff(log_snr), jnp.float32)[jnp.clip(t.astype(int), 0, len(log_snr) - 2)]
   return jax.jvp(log_density, (t,), (1 / slope,))[1]
@@ -81,10 +77,5 @@ def loss(levels: recovery.Levels, f_at, x, t, eps):
   Source: Yu et al. 2025, Density ratio estimation with conditional probability paths, equation 11.
   """
   x_t, a_cum, sigma_cum = diffuse(levels, x, t, eps)
-  axes, dim = tuple(range(1, x.ndim)), x[0].size
-  target = a_cum**2 * (dim - jnp.sum(eps**2, axes)) + a_cum * sigma_cum * jnp.sum(eps * x, axes)
-  return (time_score(levels, f_at, x_t, t) - target)**2 / (4 * dim)
-
-
-def _per_example(values, like):
-  return values.reshape(values.shape + (1,) * (like.ndim - 1))
+  target = jnp.sum(a_cum**2 * (1 - eps**2) + a_cum * sigma_cum * eps * x, tuple(range(1, x.ndim)))
+  return (time_score(levels, f_at, x_t, t) - target)**2 / (4 * x[0].size)

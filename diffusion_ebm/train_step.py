@@ -197,9 +197,6 @@ def _gradient(params, spectral, weights, step_key, batch, index, network, levels
     x_pos, x_next = recovery.coupled_pair(levels, x, t, normal(next_keys), noise(0))
   else:
     x_pos, x_next = noise_levels.diffuse_pair(levels.noise, x, t, eps, normal(next_keys))
-  # A level between this one and the next; the last one has none above it.
-  fraction = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 7)))(example_keys)
-  between = jnp.minimum(t, levels.num_models - 2) + fraction
 
   # Negatives: the chain from the noisier data.
   if settings.objective == 'recovery':
@@ -220,6 +217,9 @@ def _gradient(params, spectral, weights, step_key, batch, index, network, levels
       loss, f_pos = recovery.score_matching_loss(levels, f, x_pos, eps, t)
     by_level, total = {'level_loss': jnp.abs(loss), 'level_f': jnp.abs(f_pos)}, loss
     if settings.time_score:
+      # A level between this one and the next; the last one has none above it.
+      fraction = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 7)))(example_keys)
+      between = jnp.minimum(t, levels.num_models - 2) + fraction
       change = time_score.loss(levels, lambda t: energy.at_level(network, weights, t, dropout_keys), x, between, eps)
       by_level['level_time_score'], total = change, loss + settings.time_score * change
     return jnp.mean(total), by_level

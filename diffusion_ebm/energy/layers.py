@@ -8,6 +8,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from diffusion_ebm import noise_levels
 from diffusion_ebm.energy.conv import PREPARED, conv2d
 
 ACTIVATIONS: dict[str, Callable] = {
@@ -167,7 +168,7 @@ class LevelEmbedding(nn.Module):
     """Levels, (B,), to a dictionary of float32 vectors (B, length)."""
     act = ACTIVATIONS[self.act]
     if self.coordinates:
-      t = jnp.interp(t, jnp.arange(len(self.coordinates), dtype=jnp.float32), jnp.asarray(self.coordinates))
+      t = noise_levels.between(self.coordinates, t, t)
     h = dense(4 * self.size, 'dense_0')(sinusoidal_embedding(t, self.size))
     h = act(dense(4 * self.size, 'dense_1')(act(h)))
     return {name: dense(length, name)(h) for name, length in self.outputs}
