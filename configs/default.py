@@ -42,10 +42,11 @@ def get_config():
   model.num_frequencies = 0  # mlp: sines and cosines of 2^k pi y / 4 beside the coordinates
   model.level_embedding = 'index'  # of the level's number, as published; or log_snr: of log(abar_t / sbar_t)
   model.quadratic = 0.0  # q: f = network - q |y|^2 / 2; 1 makes a normal density a factor of the model
+  model.normal_factor = False  # the normal density of the data as a factor of the model; docs/density.md
   model.output_scale = 1.0  # mlp: factor of the output; about the s_t^2 of the cleanest level
 
   config.diffusion = ml_collections.ConfigDict()
-  config.diffusion.num_levels = 6  # 6 (T6) or 1000 (T1k)
+  config.diffusion.num_levels = 6  # 6 (T6), 1000 (T1k) or any number between 2 and 1000
   config.diffusion.temperature = 'step_size'  # log density f / s_t^2, as published; 'one': f itself; docs/density.md
 
   config.sampling = sampling = ml_collections.ConfigDict()
@@ -65,6 +66,7 @@ def get_config():
   train.objective = 'recovery'  # or dsm: denoising score matching, its limit of little noise
   train.level_weight = 'published'  # sigma_1 / sigma_{t+1}; or balanced: (sbar_{t+1} / sigma_{t+1})^2 in nats
   train.time_score = 0.0  # weight of the loss that ties the levels together, about 1; docs/density.md
+  train.score_matching = 0.0  # weight of denoising score matching at noise between the levels, about 1
   train.optimizer = 'adam'  # adam or adamax
   train.learning_rate = 1e-4
   train.beta_1 = 0.9

@@ -7,7 +7,7 @@ import os
 import ml_collections
 
 from diffusion_ebm import energy, evaluate, langevin, noise_levels, optimizer, recovery, train_step
-from diffusion_ebm.energy import layers
+from diffusion_ebm.energy import layers, normal_factor
 from diffusion_ebm.errors import UserError
 
 # Steps, seeds and sizes are 32-bit numbers on the devices.
@@ -26,7 +26,9 @@ _FREE = {
 # Sections that say nothing about the run.
 _FREE_SECTIONS = ('eval', 'density', 'long_run')
 # Keys that came later, and what a configuration without them means.
-_LATER = {('model', 'level_embedding'): 'index', ('train', 'level_weight'): 'published', ('train', 'time_score'): 0.0}
+_LATER = {
+    ('model', 'level_embedding'): 'index', ('model', 'normal_factor'): False, ('train', 'level_weight'): 'published',
+    ('train', 'time_score'): 0.0, ('train', 'score_matching'): 0.0}
 
 
 def is_vector(config) -> bool:
@@ -105,9 +107,16 @@ def _problems(config, num_devices):
     at_least('model.num_frequencies', model.num_frequencies, 0)
     positive('model.output_scale', model.output_scale)
 
-  one_of('diffusion.num_levels', config.diffusion.num_levels, noise_levels.NUM_LEVELS)
+  num_levels, most = config.diffusion.num_levels, noise_levels.MAX_LEVELS
+  require(2 <= num_levels <= most, f'diffusion.num_levels is {num_levels}, not in 2 .. {most}')
   one_of('diffusion.temperature', config.diffusion.temperature, recovery.TEMPERATURES)
   at_least('model.quadratic', model.quadratic, 0)
+  if model.normal_factor:
+    size = 2 if is_vector(config) else data.image_size**2 * data.num_channels
+    require(config.diffusion.temperature == 'one',
+            "model.normal_factor needs diffusion.temperature='one': it is a density in nats")
+    require(size <= normal_factor.MAX_SIZE,
+            f'model.normal_factor is for examples of at most {normal_factor.MAX_SIZE} numbers, not {size}')
   one_of('model.level_embedding', model.level_embedding, energy.LEVEL_EMBEDDINGS)
   at_least('sampling.num_steps', sampling.num_steps, 0)
   at_least('sampling.generation_steps', sampling.generation_steps, -1)
@@ -134,6 +143,7 @@ def _problems(config, num_devices):
   one_of('train.objective', train.objective, train_step.OBJECTIVES)
   one_of('train.level_weight', train.level_weight, recovery.LEVEL_WEIGHTS)
   at_least('train.time_score', train.time_score, 0)
+  at_least('train.score_matching', train.score_matching, 0)
   positive('train.learning_rate', train.learning_rate)
   require(0 <= train.beta_1 < 1, f'train.beta_1 is {train.beta_1}, not in [0, 1)')
   at_least('train.warmup_steps', train.warmup_steps, 0)
@@ -147,7 +157,8 @@ def _problems(config, num_devices):
 
 def _density_problems(config):
   density, problems = config.density, []
-  top = {6: 5, 1000: 998}.get(config.diffusion.num_levels, 0)
+  num_levels = config.diffusion.num_levels
+  top = (999 if num_levels == 1000 else num_levels) - 1
   for level in density.levels:
     if not isinstance(level, int) or not 0 <= level <= top:
       problems.append(f'density.levels names {level}, not in 0 .. {top}')

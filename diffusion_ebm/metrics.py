@@ -32,8 +32,8 @@ def summarise(steps: list[dict]) -> dict[str, float]:
   Returns:
     Name to value: `skipped_steps` (updates left out for a gradient that was not finite) and, of the others, `loss`,
     `grad_norm`, `grad_max` (of the steps' largest) and, for each level or group of neighbouring levels,
-    `level_loss/t`, `level_f/t`, `level_displacement/t` and (where it is trained) `level_time_score/t`, averaged over
-    its examples.
+    `level_loss/t`, `level_f/t`, `level_displacement/t` and (where they are trained) `level_time_score/t` and
+    `level_score_matching/t`, averaged over its examples.
   """
   skipped = sum(int(m['bad_steps'] > 0) for m in steps)
   steps = [m for m in steps if not m['bad_steps']]
@@ -46,7 +46,7 @@ def summarise(steps: list[dict]) -> dict[str, float]:
       'grad_max': float(np.max([m['grad_max'] for m in steps]))}
   counts = np.sum([m['level_count'] for m in steps], 0)
   groups = np.array_split(np.arange(len(counts)), min(len(counts), _MAX_GROUPS))
-  for name in ('level_loss', 'level_f', 'level_displacement', 'level_time_score'):
+  for name in ('level_loss', 'level_f', 'level_displacement', 'level_time_score', 'level_score_matching'):
     if name not in steps[0]:
       continue
     sums = np.sum([m[name] for m in steps], 0)

@@ -11,7 +11,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-NUM_LEVELS = (6, 1000)
+MAX_LEVELS = 1000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays: hashed by identity, so that jit takes it as a constant
@@ -57,26 +57,32 @@ def from_retention(a) -> NoiseLevels:
 
 
 def make_noise_levels(num_levels: int) -> NoiseLevels:
-  """The paper's T6 (`num_levels` 6: six models) or T1k (1000: every step of the base, 999 models).
+  """The paper's T6 (`num_levels` 6: six models) or T1k (1000: every step of the base, 999 models), or any number between.
+
+  Any other number T gives T models: their noise runs from that of T6's first model to that of its last in equal steps of
+  `log_snr`, and white noise follows.
 
   Args:
-    num_levels: 6 or 1000.
+    num_levels: from 2 to 1000.
 
   Returns:
-    The constants, of length 7 or 1000.
+    The constants, of length T + 1.
 
   Raises:
     ValueError: for any other number.
 
   Source: Gao et al. 2021, appendix; base of 1000 betas, linear from 1e-4 to 0.02 (Ho et al. 2020).
   """
+  if not 2 <= num_levels <= MAX_LEVELS:
+    raise ValueError(f'num_levels is {num_levels}, not in 2 .. {MAX_LEVELS}')
   retention = np.sqrt(1 - np.linspace(1e-4, 0.02, 1000))
   if num_levels == 1000:
     return from_retention(retention)
+  cum = np.cumprod(retention)[[0, 100, 200, 300, 400, 500, 999]]
   if num_levels != 6:
-    raise ValueError(f'num_levels is {num_levels}, not one of {NUM_LEVELS}')
-  kept = [0, 100, 200, 300, 400, 500, 999]
-  cum = np.cumprod(retention)[kept]
+    log_snr = np.log(cum / np.sqrt(1 - cum**2))
+    log_snr = np.append(np.linspace(log_snr[0], log_snr[5], num_levels), log_snr[6])
+    cum = 1 / np.sqrt(1 + np.exp(-2 * log_snr))
   return from_retention(cum / np.append(1.0, cum[:-1]))
 
 

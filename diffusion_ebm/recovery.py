@@ -54,7 +54,7 @@ def make_levels(num_levels: int, step_size: float, step_size_rule: str = 'cumula
   """Levels of the paper with one of three rules for the step size.
 
   Args:
-    num_levels: 6 or 1000.
+    num_levels: of `noise_levels.make_noise_levels`.
     step_size: b^2.
     step_size_rule: 'cumulative', the published `s_t^2 = b^2 sigma_{t+1}^2 sbar_t / sbar_0`; 'conditional',
       `s_t^2 = b^2 sigma_{t+1}^2`: the same fraction of the conditional's width where data are spread out; or

@@ -25,6 +25,7 @@ from diffusion_ebm import (
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 from diffusion_ebm import workdir as workdir_lib
+from diffusion_ebm.energy import normal_factor
 from diffusion_ebm.errors import DivergedError, SaveError, UserError
 from diffusion_ebm.progress import Progress
 
@@ -89,6 +90,8 @@ def _train(config, workdir, source):
   if parallel.together(functools.partial(checkpoints.steps, workdir), first_only=True):
     state, batches_read = checkpoints.restore(
         saver.manager, model.state, check=functools.partial(config_lib.check_same, config), set_aside=True)
+  elif config.model.normal_factor:
+    state = _with_normal_factor(config, state, source)
   step = int(state.step)
   if step >= config.train.num_steps:
     longer = ('a longer run with cosine decay needs another --workdir' if config.train.cosine_decay
@@ -178,12 +181,21 @@ class _Tolerated:
       _log.warning('%s; going on', error)
 
 
+def _with_normal_factor(config, state, source):
+  """The initial state with the moments of the data in its place."""
+  _log.info('mean and covariance of the data')
+  width = config_lib.grey_width(config) if config.data.dequantize else 0.0
+  moments = normal_factor.moments(source, train_step.to_unit_range, config.seed, config.data.random_flip, width)
+  return state.replace(**{
+      name: getattr(state, name) | {'normal_factor': parallel.replicate(moments)} for name in ('params', 'ema_params')})
+
+
 def compile_step(config, model: model_lib.Model, state, batch):
   """Compiles the training step for all devices: `(state, batch) -> (state, metrics)`; the state is donated."""
   settings = train_step.StepSettings(
       seed=config.seed, num_langevin_steps=config.sampling.num_steps, ema_decay=config.train.ema_decay,
       random_flip=config.data.random_flip, objective=config.train.objective,
-      time_score=config.train.time_score,
+      time_score=config.train.time_score, score_matching=config.train.score_matching,
       grey_width=config_lib.grey_width(config) if config.data.dequantize else 0.0,
       micro_batches=config.train.micro_batches, max_bad_steps=config.train.max_bad_steps)
 

@@ -9,7 +9,7 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
-from diffusion_ebm import energy, langevin, noise_levels, optimizer, recovery, time_score
+from diffusion_ebm import dual_score, energy, langevin, noise_levels, optimizer, recovery
 from diffusion_ebm.energy import spectral_norm
 
 OBJECTIVES = ('recovery', 'dsm')
@@ -45,6 +45,7 @@ class StepSettings:
     random_flip: mirror each image with probability 1/2.
     objective: 'recovery', or 'dsm' for denoising score matching.
     time_score: weight of the time score's loss, which ties the levels together; 0 for none.
+    score_matching: weight of denoising score matching between the levels; 0 for none.
     grey_width: distance between two grey levels in [-1, 1], over which images are dequantised; 0 for not at all.
     micro_batches: parts of the device's batch whose gradients are computed one after another.
     max_bad_steps: after as many skipped updates in a row, the state stays as it is.
@@ -55,6 +56,7 @@ class StepSettings:
   random_flip: bool
   objective: str = 'recovery'
   time_score: float = 0.0
+  score_matching: float = 0.0
   grey_width: float = 0.0
   micro_batches: int = 1
   max_bad_steps: int = 10
@@ -130,7 +132,8 @@ def train_step(
     `(state, metrics)`: the state after the step, and for the global batch `loss`, `grad_norm`, `grad_max`, `bad_steps`
     (updates skipped in a row up to this one; 0 if it was not), and the sums over the examples of each level (T,)
     `level_count`, `level_loss` (absolute), `level_f` (absolute, of the data), `level_displacement` (distance that
-    the chain moved) and, where it is trained, `level_time_score` (that part of the loss, without its weight).
+    the chain moved) and, where they are trained, `level_time_score` and `level_score_matching` (those parts of the
+    loss, without their weights).
 
   Source: Gao et al. 2021, algorithm 1.
   """
@@ -216,12 +219,16 @@ def _gradient(params, spectral, weights, step_key, batch, index, network, levels
       f = energy.at_level(network, weights, t, dropout_keys)
       loss, f_pos = recovery.score_matching_loss(levels, f, x_pos, eps, t)
     by_level, total = {'level_loss': jnp.abs(loss), 'level_f': jnp.abs(f_pos)}, loss
-    if settings.time_score:
-      # A level between this one and the next; the last one has none above it.
+    # The dual score at a level between this one and the next; the last one has none above it.
+    extra = {name: (weight, loss) for name, weight, loss in (
+        ('time_score', settings.time_score, dual_score.time_score_loss),
+        ('score_matching', settings.score_matching, dual_score.score_loss)) if weight}
+    if extra:
       fraction = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 7)))(example_keys)
       between = jnp.minimum(t, levels.num_models - 2) + fraction
-      change = time_score.loss(levels, lambda t: energy.at_level(network, weights, t, dropout_keys), x, between, eps)
-      by_level['level_time_score'], total = change, loss + settings.time_score * change
+    for name, (weight, loss_fn) in extra.items():
+      value = loss_fn(levels, lambda t: energy.at_level(network, weights, t, dropout_keys), x, between, eps)
+      by_level[f'level_{name}'], total = value, total + weight * value
     return jnp.mean(total), by_level
 
   (mean, by_level), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)

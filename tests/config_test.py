@@ -21,7 +21,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NAMES = sorted(
     name for name in (os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, 'configs', '*.py')))
     if name not in ('__init__', 'default'))
-TFDS = [name for name in NAMES if name not in ('digits', 'toy2d', 'images', 'images_small', 'digits_t1k', 'toy2d_t1k')]
+OWN = ('digits', 'toy2d', 'images', 'images_small', 'digits_t1k', 'digits_density', 'toy2d_t1k')
+TFDS = [name for name in NAMES if name not in OWN]
 
 
 def get(name):
@@ -34,7 +35,7 @@ class ConfigsTest(parameterized.TestCase):
     self.assertEqual(NAMES, sorted([
         'digits', 'toy2d', 'mnist', 'cifar10', 'cifar100', 'svhn', 'celeba64', 'lsun_church64', 'lsun_bedroom64',
         'lsun_church128', 'lsun_bedroom128', 'celebahq128', 'celebahq256', 'images',
-        'images_small', 'cifar10_t1k', 'digits_t1k', 'toy2d_t1k']))
+        'images_small', 'cifar10_t1k', 'digits_t1k', 'digits_density', 'toy2d_t1k']))
 
   @parameterized.parameters(*NAMES)
   def test_nothing_is_wrong_with_it(self, name):
@@ -104,7 +105,7 @@ class CheckTest(parameterized.TestCase):
       ('seed', -1), ('data.name', ''), ('data.max_memory_gb', 0.0), ('data.num_workers', -1),
       ('data.num_channels', 2), ('data.image_size', 7), ('data.image_size', 0), ('data.grey_levels', 1),
       ('model.quadratic', -1.0), ('diffusion.temperature', 'two'), ('train.objective', 'ml'),
-      ('train.level_weight', 'x'), ('train.time_score', -1.0), ('model.level_embedding', 'x'),
+      ('train.level_weight', 'x'), ('train.time_score', -1.0), ('train.score_matching', -1.0), ('model.level_embedding', 'x'),
       ('sampling.num_steps', -1), ('sampling.generation_steps', -2), ('density.split', 'all'),
       ('density.kernel', 'ula'),
       ('density.num_leapfrog', 0), ('density.num_chains', 1), ('density.pilot_chains', 1), ('density.num_steps', 0),
@@ -116,7 +117,7 @@ class CheckTest(parameterized.TestCase):
       ('long_run.min_acceptance', -0.1), ('long_run.warmup_steps', 0),
       ('model.name', 'transformer'), ('model.dtype', 'float16'), ('model.act', 'tanh'), ('model.final_act', 'tanh'),
       ('model.norm', 'layer'), ('model.shortcut', 'none'), ('model.ch', 2), ('model.num_res_blocks', 0),
-      ('model.dropout', 1.0), ('model.attention_resolutions', (16,)), ('diffusion.num_levels', 7),
+      ('model.dropout', 1.0), ('model.attention_resolutions', (16,)), ('diffusion.num_levels', 1), ('diffusion.num_levels', 1001),
       ('sampling.num_steps', 0), ('sampling.generation_steps', -1), ('sampling.step_size', 0.0),
       ('sampling.step_size_rule', 'x'), ('sampling.noise_scale', -0.1), ('sampling.batch_size', 0),
       ('train.batch_size', 0), ('train.batch_size', 7), ('train.num_steps', -1), ('train.optimizer', 'sgd'),
@@ -200,13 +201,14 @@ class WorkdirTest(absltest.TestCase):
     path = os.path.join(self.workdir, 'config.json')
     with open(path, encoding='utf-8') as file:
       saved = json.load(file)
-    for section, key in (('model', 'level_embedding'), ('train', 'level_weight'), ('train', 'time_score')):
+    for section, key in (('model', 'level_embedding'), ('model', 'normal_factor'), ('train', 'level_weight'),
+                         ('train', 'time_score'), ('train', 'score_matching')):
       del saved[section][key]
     with open(path, 'w', encoding='utf-8') as file:
       json.dump(saved, file)
     loaded = config_lib.load(self.workdir)
-    self.assertEqual((loaded.model.level_embedding, loaded.train.level_weight, loaded.train.time_score),
-                     ('index', 'published', 0.0))
+    self.assertEqual((loaded.model.level_embedding, loaded.model.normal_factor, loaded.train.level_weight,
+                      loaded.train.time_score, loaded.train.score_matching), ('index', False, 'published', 0.0, 0.0))
     # It is not the run of the same configuration today, whose weights another network has.
     with self.assertRaisesRegex(UserError, r"model\.level_embedding \('index' there, 'log_snr' here\), train"):
       config_lib.check_same_run(config, self.workdir)

@@ -21,11 +21,20 @@ class NoiseLevelsTest(parameterized.TestCase):
     few, many = noise_levels.make_noise_levels(6), noise_levels.make_noise_levels(1000)
     np.testing.assert_allclose(few.a_cum, many.a_cum[[0, 100, 200, 300, 400, 500, 999]])
 
-  def test_other_numbers_of_levels_are_refused(self):
-    with self.assertRaisesRegex(ValueError, '7'):
-      noise_levels.make_noise_levels(7)
+  @parameterized.parameters(2, 5, 10, 999)
+  def test_other_numbers_divide_the_noise_of_t6_evenly(self, num_levels):
+    levels, few = noise_levels.make_noise_levels(num_levels), noise_levels.make_noise_levels(6)
+    self.assertEqual(levels.num_models, num_levels)
+    np.testing.assert_allclose(levels.sigma_cum[[0, -2, -1]], few.sigma_cum[[0, -2, -1]])
+    np.testing.assert_allclose(np.diff(levels.log_snr[:-1]), (few.log_snr[5] - few.log_snr[0]) / (num_levels - 1))
+    np.testing.assert_allclose(levels.a_cum**2 + levels.sigma_cum**2, 1)
 
-  @parameterized.parameters(6, 1000)
+  @parameterized.parameters(-1, 0, 1, 1001)
+  def test_numbers_without_meaning_are_refused(self, num_levels):
+    with self.assertRaisesRegex(ValueError, f'num_levels is {num_levels}, not in 2'):
+      noise_levels.make_noise_levels(num_levels)
+
+  @parameterized.parameters(3, 6, 1000)
   def test_the_last_level_is_a_marginal_one(self, num_levels):
     levels = noise_levels.make_noise_levels(num_levels)
     self.assertEqual((levels.a_y[-1], levels.is_recovery[-1]), (1.0, 0.0))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_ebm import energy, langevin, noise_levels, recovery, time_score, train_step
+from diffusion_ebm import dual_score, energy, langevin, noise_levels, recovery, train_step
 from diffusion_ebm.energy import mlp, resnet, spectral_norm
 
 SETTINGS = train_step.StepSettings(seed=3, num_langevin_steps=2, ema_decay=0.9, random_flip=False)
@@ -139,9 +139,9 @@ class TrainStepTest(absltest.TestCase):
     np.testing.assert_allclose(metrics['grad_norm'], optax.tree.norm(grads), rtol=1e-3)
     self.assertGreater(float(metrics['grad_norm']), 0)
 
-  def test_one_gradient_a_level_and_the_time_score(self):
+  def test_one_gradient_a_level_and_the_dual_score(self):
     levels = recovery.make_levels(1000, 0.2, 'conditional', 'one', 'balanced')
-    settings = train_step.StepSettings(3, 0, 0.9, False, time_score=0.7)
+    settings = train_step.StepSettings(3, 0, 0.9, False, time_score=0.7, score_matching=0.3)
     after, metrics = jax.jit(lambda *args: train_step.train_step(
         *args, network=self.network, levels=levels, tx=self.tx, settings=settings))(
             self.state, self.batch, jnp.arange(12))
@@ -161,13 +161,14 @@ class TrainStepTest(absltest.TestCase):
     def loss(params):
       weights = spectral_norm.normalise(params, u)
       f = energy.at_level(self.network, weights, jnp.tile(t, 2))
-      change = time_score.loss(
-          levels, lambda t: energy.at_level(self.network, weights, t), self.batch, between, eps)
-      return jnp.mean(recovery.recovery_loss(levels, f, x_pos, x_neg, t)[0] + 0.7 * change), change
+      change, score = (loss(levels, lambda t: energy.at_level(self.network, weights, t), self.batch, between, eps)
+                       for loss in (dual_score.time_score_loss, dual_score.score_loss))
+      return jnp.mean(recovery.recovery_loss(levels, f, x_pos, x_neg, t)[0] + 0.7 * change + 0.3 * score), (change, score)
 
-    (value, change), grads = jax.value_and_grad(loss, has_aux=True)(self.state.params)
+    (value, parts), grads = jax.value_and_grad(loss, has_aux=True)(self.state.params)
     np.testing.assert_allclose(metrics['loss'], value, rtol=1e-3)
-    np.testing.assert_allclose(metrics['level_time_score'], np.bincount(t, change, minlength=999), rtol=1e-3, atol=1e-6)
+    for name, part in zip(('level_time_score', 'level_score_matching'), parts, strict=True):
+      np.testing.assert_allclose(metrics[name], np.bincount(t, part, minlength=999), rtol=1e-3, atol=1e-6)
     moved = jax.tree.map(lambda a, b: (b - a) / RATE, after.params, self.state.params)
     jax.tree.map(lambda m, g: np.testing.assert_allclose(m, g, rtol=1e-2, atol=1e-4), moved, grads)
 

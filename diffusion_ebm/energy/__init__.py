@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from diffusion_ebm import noise_levels
 from diffusion_ebm.energy import conv
 from diffusion_ebm.energy.mlp import MLP
+from diffusion_ebm.energy.normal_factor import NormalFactor
 from diffusion_ebm.energy.resnet import ResNet
 
 LEVEL_EMBEDDINGS = ('index', 'log_snr')
@@ -16,17 +17,18 @@ def make_network(model, num_levels: int, axis_name: str | None = None):
 
   Args:
     model: the section; `name` is 'resnet' or 'mlp'.
-    num_levels: 6 or 1000, of `noise_levels.make_noise_levels`.
+    num_levels: of `noise_levels.make_noise_levels`.
     axis_name: of the devices, where the network will run under `pmap`.
 
   Returns:
     A module with `init(key, y, t)`, `apply(params, y, t)` and the two halves `embed` and `f`.
   """
-  coordinates = ()
-  if model.level_embedding == 'log_snr':
-    coordinates = tuple(noise_levels.make_noise_levels(num_levels).log_snr[:-1].tolist())
+  noise = noise_levels.make_noise_levels(num_levels)
+  log_snr = tuple(noise.log_snr[:-1].tolist())
+  normal_factor = NormalFactor(log_snr, tuple(noise.a_y[1:].tolist())) if model.normal_factor else None
   common = {'ch': model.ch, 'act': model.act, 'dropout': model.dropout, 'quadratic': model.quadratic,
-            'coordinates': coordinates, 'dtype': DTYPES[model.dtype]}
+            'coordinates': log_snr if model.level_embedding == 'log_snr' else (), 'normal_factor': normal_factor,
+            'dtype': DTYPES[model.dtype]}
   if model.name == 'mlp':
     return MLP(num_layers=model.num_layers, num_frequencies=model.num_frequencies, output_scale=model.output_scale,
                **common)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_ebm.energy import layers
+from diffusion_ebm.energy.normal_factor import NormalFactor
 
 
 class Trunk(nn.Module):
@@ -48,6 +49,7 @@ class MLP(nn.Module):
     output_scale: factor of the output: about s_t^2, so that what is learned is of the order of nats.
     quadratic: q, of the term `-q |y|^2 / 2` of f.
     coordinates: of the levels, what is embedded; () for the levels themselves.
+    normal_factor: another term of f, if not None.
     dtype: of the hidden layers; parameters, level embedding and head are float32.
   """
   ch: int = 128
@@ -58,6 +60,7 @@ class MLP(nn.Module):
   output_scale: float = 1.0
   quadratic: float = 0.0
   coordinates: tuple[float, ...] = ()
+  normal_factor: NormalFactor | None = None
   dtype: Any = jnp.float32
 
   def setup(self):
@@ -68,11 +71,13 @@ class MLP(nn.Module):
 
   def embed(self, t):
     """Everything that depends on the level alone; `t` is (B,)."""
-    return self.embedding(t)
+    level = self.embedding(t)
+    return level if self.normal_factor is None else level | {'t': t}
 
   def f(self, y, level, dropout_keys=None):
     """f of `y`, vectors (B, D) or images (B, H, W, C), given `level = embed(t)`: float32 (B,)."""
-    return layers.add_quadratic(self.trunk(y, level, dropout_keys), y, self.quadratic)
+    f = layers.add_quadratic(self.trunk(y, level, dropout_keys), y, self.quadratic)
+    return f if self.normal_factor is None else f + self.normal_factor(y, level['t'])
 
   def __call__(self, y, t, dropout_keys=None):
     """f(y, t) of `y` (B, ...) at levels (B,): float32 (B,)."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_ebm.energy import layers
+from diffusion_ebm.energy.normal_factor import NormalFactor
 
 
 class Block(nn.Module):
@@ -104,6 +105,7 @@ class ResNet(nn.Module):
     remat: recompute each block's activations in the backward pass: less memory, more time.
     quadratic: q, of the term `-q |y|^2 / 2` of f.
     coordinates: of the levels, what is embedded; () for the levels themselves.
+    normal_factor: another term of f, if not None.
     axis_name: of the devices, for batch normalisation across them.
     dtype: of the computation inside the body; parameters, level embedding and head are float32.
   """
@@ -121,6 +123,7 @@ class ResNet(nn.Module):
   remat: bool = False
   quadratic: float = 0.0
   coordinates: tuple[float, ...] = ()
+  normal_factor: NormalFactor | None = None
   axis_name: str | None = None
   dtype: Any = jnp.float32
 
@@ -137,11 +140,13 @@ class ResNet(nn.Module):
 
   def embed(self, t):
     """Everything that depends on the level alone; `t` is (B,)."""
-    return self.embedding(t)
+    level = self.embedding(t)
+    return level if self.normal_factor is None else level | {'t': t}
 
   def f(self, y, level, dropout_keys=None):
     """f of images `y` (B, H, W, C), given `level = embed(t)`: float32 (B,)."""
-    return layers.add_quadratic(self.body(y, level, dropout_keys), y, self.quadratic)
+    f = layers.add_quadratic(self.body(y, level, dropout_keys), y, self.quadratic)
+    return f if self.normal_factor is None else f + self.normal_factor(y, level['t'])
 
   def __call__(self, y, t, dropout_keys=None):
     """f(y, t) of images (B, H, W, C) at levels (B,): float32 (B,)."""

@@ -1,9 +1,11 @@
-"""The time score: how the log density of `x_t` changes with the level of noise.
+"""The dual score: how the log density of `x_t` changes with `x_t` and with the level of noise, between the levels.
 
 Recovery likelihood compares neighbours within one level: it fixes the slopes of each log density, but hardly its
 differences between distant modes, and not at all its normaliser beside those of the other levels. The derivative of
-the log density with respect to the noise ties the levels together. Down the levels, modes part with the weights that
-they had as one, and all levels have, but for a change of variables, a single normaliser.
+the log density with respect to the noise, the time score, ties the levels together. Down the levels, modes part with
+the weights that they had as one, and all levels have, but for a change of variables, a single normaliser. The
+derivative with respect to x, matched at the same places, steadies the slopes where few levels and short chains leave
+them noisy.
 
 Noise is measured by `lam = log(abar / sbar)`, half the logarithm of the signal-to-noise ratio. Between two levels lam
 and `a` of `y = a x` run straight in the level t, which is a real number here.
@@ -59,7 +61,7 @@ def time_score(levels: recovery.Levels, f_at, x_t, t):
   return jax.jvp(log_density, (t,), (1 / slope,))[1]
 
 
-def loss(levels: recovery.Levels, f_at, x, t, eps):
+def time_score_loss(levels: recovery.Levels, f_at, x, t, eps):
   """Conditional time score matching; its least value is at the true time score.
 
   What is regressed on is the derivative of `log N(x_t; abar x, sbar^2 I)`, whose mean given `x_t` is the time score.
@@ -79,3 +81,25 @@ def loss(levels: recovery.Levels, f_at, x, t, eps):
   x_t, a_cum, sigma_cum = diffuse(levels, x, t, eps)
   target = jnp.sum(a_cum**2 * (1 - eps**2) + a_cum * sigma_cum * eps * x, tuple(range(1, x.ndim)))
   return (time_score(levels, f_at, x_t, t) - target)**2 / (4 * x[0].size)
+
+
+def score_loss(levels: recovery.Levels, f_at, x, t, eps):
+  """Denoising score matching; its least value is at the true score.
+
+  Args:
+    levels: the levels.
+    f_at: as of `time_score`.
+    x: data, (B, ...).
+    t: real levels in [0, T-1], (B,).
+    eps: standard normal noise, like `x`.
+
+  Returns:
+    (B,): `|sbar score(x_t) + eps|^2 / 2`, the weight of `level_weight='balanced'`.
+
+  Source: Vincent 2011, equation 11.
+  """
+  x_t, _, sigma_cum = diffuse(levels, x, t, eps)
+  temperature, a_y = between(levels.temperature, t, t), between(levels.noise.a_y[1:], t, x)
+  f = f_at(t)
+  score = jax.grad(lambda x_t: jnp.sum(f(a_y * x_t) / temperature))(x_t)
+  return 0.5 * jnp.sum((sigma_cum * score + eps)**2, axis=tuple(range(1, x.ndim)))

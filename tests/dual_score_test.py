@@ -1,11 +1,11 @@
-"""The time score against closed forms: diffused Gaussians and mixtures of them stay such."""
+"""The dual score against closed forms: diffused Gaussians and mixtures of them stay such."""
 
 from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import noise_levels, recovery, time_score
+from diffusion_ebm import dual_score, noise_levels, recovery
 
 MEANS, STD = np.array([-3.0, 3.0]), 0.3
 
@@ -38,14 +38,14 @@ def exact(levels, temperature, weight_at):
   return f_at
 
 
-class TimeScoreTest(parameterized.TestCase):
+class DualScoreTest(parameterized.TestCase):
 
   @parameterized.parameters(6, 1000)
   def test_at_whole_levels_data_are_diffused_as_ever(self, num_levels):
     levels = recovery.make_levels(num_levels, 0.06, 'conditional')
     t = jnp.array([0, 1, levels.num_models // 2, levels.num_models - 1])
     x, eps = jax.random.normal(jax.random.key(0), (2, 4, 3))
-    x_t, a_cum, sigma_cum = time_score.diffuse(levels, x, t.astype(jnp.float32), eps)
+    x_t, a_cum, sigma_cum = dual_score.diffuse(levels, x, t.astype(jnp.float32), eps)
     np.testing.assert_allclose(x_t, noise_levels.diffuse(levels.noise, x, t, eps), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(a_cum[:, 0], levels.noise.a_cum[t], rtol=1e-4)
     np.testing.assert_allclose(sigma_cum[:, 0], levels.noise.sigma_cum[t], rtol=1e-4)
@@ -56,7 +56,7 @@ class TimeScoreTest(parameterized.TestCase):
     t = np.array([0.25, 1.5, 2.75, levels.num_models - 1.3])
     x = np.array([2.0, 0.3, -1.0, 1.4])
     f_at = exact(levels, levels.temperature, lambda t: 0.3)
-    ours = time_score.time_score(levels, f_at, jnp.asarray(x[:, None], jnp.float32), jnp.asarray(t, jnp.float32))
+    ours = dual_score.time_score(levels, f_at, jnp.asarray(x[:, None], jnp.float32), jnp.asarray(t, jnp.float32))
 
     def log_density(lam):
       a_cum = 1 / np.sqrt(1 + np.exp(-2 * lam))
@@ -82,7 +82,7 @@ class TimeScoreTest(parameterized.TestCase):
       def f_at(t):
         wrong = [t, t * jnp.sin(2 * level)]
         return lambda y: truth(t)(y) + theta[0] * wrong[0] + theta[1] * wrong[1] * y[:, 0] + theta[2] * t * y[:, 0]**2
-      values = time_score.loss(
+      values = dual_score.time_score_loss(
           levels, f_at, jnp.asarray(x[:, None], jnp.float32), t, jnp.asarray(eps[:, None], jnp.float32))
       return jnp.sum(weights * values)
 
@@ -90,6 +90,34 @@ class TimeScoreTest(parameterized.TestCase):
     self.assertGreater(float(jnp.min(curvature)), 0)
     # Where each parabola is least, in units of the slope of lam: the change of log density that it stands for is small.
     np.testing.assert_array_less(np.abs(slope / curvature), 2e-3)
+
+  @parameterized.product(level=(0.4, 3.5), temperature=recovery.TEMPERATURES)
+  def test_score_loss_is_least_at_the_truth(self, level, temperature):
+    levels = recovery.make_levels(6, 0.06, 'conditional', temperature)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    z, eps, mean = (part.ravel() for part in np.meshgrid(nodes, nodes, MEANS, indexing='ij'))
+    weights = np.einsum('i,j,k->ijk', weights, weights, [0.7, 0.3]).ravel() / (2 * np.pi)
+    x, t = jnp.asarray((mean + STD * z)[:, None], jnp.float32), jnp.full(len(z), level)
+    truth = exact(levels, levels.temperature, lambda t: 0.3)
+    scale = np.interp(level, np.arange(6), levels.temperature)
+
+    def losses(theta):
+      def f_at(t):
+        return lambda y: truth(t)(y) + scale * (theta[0] * y[:, 0] + theta[1] * y[:, 0]**2)
+      return dual_score.score_loss(levels, f_at, x, t, jnp.asarray(eps[:, None], jnp.float32))
+
+    mean_loss = lambda theta: jnp.sum(weights * losses(theta))  # noqa: E731
+    slope, curvature = jax.grad(mean_loss)(jnp.zeros(2)), jnp.diag(jax.hessian(mean_loss)(jnp.zeros(2)))
+    self.assertGreater(float(jnp.min(curvature)), 0)
+    np.testing.assert_array_less(np.abs(slope / curvature), 2e-3)
+    # Its value: sbar^2 |score + eps / sbar|^2 / 2, the score by differences of the log density.
+    _, a_cum, sigma_cum, _ = noise_at(levels, level)
+    variance, h = a_cum**2 * STD**2 + sigma_cum**2, 1e-5
+    x_t = a_cum * np.asarray(x[:, 0], np.float64) + sigma_cum * eps
+    logp = lambda x: np.logaddexp(*(  # noqa: E731
+        np.log(w) - (x - a_cum * m)**2 / (2 * variance) for w, m in zip((0.7, 0.3), MEANS, strict=True)))
+    score = (logp(x_t + h) - logp(x_t - h)) / (2 * h)
+    np.testing.assert_allclose(losses(jnp.zeros(2)), (sigma_cum * score + eps)**2 / 2, rtol=2e-3, atol=2e-3)
 
   def test_it_sees_weights_of_modes_that_the_score_does_not(self):
     levels = recovery.make_levels(1000, 0.06, 'conditional', 'one')
@@ -105,7 +133,7 @@ class TimeScoreTest(parameterized.TestCase):
       whole = jnp.full(n, t)
       x_pos = noise_levels.diffuse(levels.noise, x, whole, eps)
       score = recovery.score_matching_loss(levels, f_at(whole.astype(jnp.float32)), x_pos, eps, whole)[0]
-      change = time_score.loss(levels, f_at, x, jnp.full(n, t + 0.5), eps)
+      change = dual_score.time_score_loss(levels, f_at, x, jnp.full(n, t + 0.5), eps)
       losses[name] = float(jnp.mean(score)), float(jnp.mean(change))
     self.assertLess(abs(losses['wrong'][0] / losses['right'][0] - 1), 1e-3)
     self.assertGreater(losses['wrong'][1], 1.2 * losses['right'][1])
@@ -123,7 +151,7 @@ class TimeScoreTest(parameterized.TestCase):
       mean, variance = (a * a_cum)[:, None] * 0.7, a**2 * s2
       return lambda y: -0.5 * jnp.sum((y - mean)**2, 1) / variance - jnp.log(variance)
 
-    np.testing.assert_allclose(time_score.loss(levels, f_at, x, t, eps), 0, atol=1e-6)
+    np.testing.assert_allclose(dual_score.time_score_loss(levels, f_at, x, t, eps), 0, atol=1e-6)
 
 
 if __name__ == '__main__':
