@@ -57,10 +57,10 @@ def from_retention(a) -> NoiseLevels:
 
 
 def make_noise_levels(num_levels: int) -> NoiseLevels:
-  """The paper's T6 (`num_levels` 6: six models) or T1k (1000: every step of the base, 999 models), or any number between.
+  """The paper's T6 (`num_levels` 6: six models), T1k (1000: every step of the base, 999 models), or another number.
 
-  Any other number T gives T models: their noise runs from that of T6's first model to that of its last in equal steps of
-  `log_snr`, and white noise follows.
+  Any other number T gives T models: their noise runs from that of T6's first model to that of its last in equal steps
+  of `log_snr`, and white noise follows.
 
   Args:
     num_levels: from 2 to 1000.

@@ -122,6 +122,8 @@ def histograms(values: dict[str, np.ndarray], label: str) -> np.ndarray:
   for panel, numbers in zip(axes[0], (near, everything), strict=True):
     bins = np.linspace(numbers.min(), numbers.max() + 1e-6, 60)
     for name, each in values.items():
+      if np.all((each < bins[0]) | (each > bins[-1])):
+        continue  # elsewhere: in the other panel
       panel.hist(each, bins, density=True, alpha=0.5, label=name)
     panel.set(xlabel=label, yticks=[])
     panel.legend(fontsize=8)

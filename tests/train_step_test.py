@@ -163,7 +163,8 @@ class TrainStepTest(absltest.TestCase):
       f = energy.at_level(self.network, weights, jnp.tile(t, 2))
       change, score = (loss(levels, lambda t: energy.at_level(self.network, weights, t), self.batch, between, eps)
                        for loss in (dual_score.time_score_loss, dual_score.score_loss))
-      return jnp.mean(recovery.recovery_loss(levels, f, x_pos, x_neg, t)[0] + 0.7 * change + 0.3 * score), (change, score)
+      neighbours = recovery.recovery_loss(levels, f, x_pos, x_neg, t)[0]
+      return jnp.mean(neighbours + 0.7 * change + 0.3 * score), (change, score)
 
     (value, parts), grads = jax.value_and_grad(loss, has_aux=True)(self.state.params)
     np.testing.assert_allclose(metrics['loss'], value, rtol=1e-3)

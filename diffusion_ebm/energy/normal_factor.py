@@ -21,7 +21,7 @@ _AT_ONCE = 1000
 
 
 class NormalFactor(nn.Module):
-  """Log density of `y_t` for normal data, in nats, normalised. Before it gets the `moments` of a data set, data are standard normal.
+  """Log density of `y_t` for normal data, in nats, normalised; until it gets `moments` the data are standard normal.
 
   Attributes:
     log_snr: of the levels, as in `NoiseLevels`, (T,).
