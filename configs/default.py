@@ -42,7 +42,7 @@ def get_config():
   model.num_frequencies = 0  # mlp: sines and cosines of 2^k pi y / 4 beside the coordinates
   model.level_embedding = 'index'  # of the level's number, as published; or log_snr: of log(abar_t / sbar_t)
   model.quadratic = 0.0  # q: f = network - q |y|^2 / 2; 1 makes a normal density a factor of the model
-  model.normal_factor = False  # the normal density of the data as a factor of the model; docs/density.md
+  model.normal_factor = 0  # normal densities, fitted to the data, as a factor of the model; docs/density.md
   model.output_scale = 1.0  # mlp: factor of the output; about the s_t^2 of the cleanest level
 
   config.diffusion = ml_collections.ConfigDict()

@@ -27,7 +27,7 @@ _FREE = {
 _FREE_SECTIONS = ('eval', 'density', 'long_run')
 # Keys that came later, and what a configuration without them means.
 _LATER = {
-    ('model', 'level_embedding'): 'index', ('model', 'normal_factor'): False, ('train', 'level_weight'): 'published',
+    ('model', 'level_embedding'): 'index', ('model', 'normal_factor'): 0, ('train', 'level_weight'): 'published',
     ('train', 'time_score'): 0.0, ('train', 'score_matching'): 0.0}
 
 
@@ -111,12 +111,14 @@ def _problems(config, num_devices):
   require(2 <= num_levels <= most, f'diffusion.num_levels is {num_levels}, not in 2 .. {most}')
   one_of('diffusion.temperature', config.diffusion.temperature, recovery.TEMPERATURES)
   at_least('model.quadratic', model.quadratic, 0)
-  if model.normal_factor:
+  at_least('model.normal_factor', model.normal_factor, 0)
+  if model.normal_factor > 0:
     size = 2 if is_vector(config) else data.image_size**2 * data.num_channels
     require(config.diffusion.temperature == 'one',
             "model.normal_factor needs diffusion.temperature='one': it is a density in nats")
-    require(size <= normal_factor.MAX_SIZE,
-            f'model.normal_factor is for examples of at most {normal_factor.MAX_SIZE} numbers, not {size}')
+    most = math.isqrt(normal_factor.MAX_SIZE // model.normal_factor)
+    require(size <= most, f'model.normal_factor={model.normal_factor} is for examples of at most {most} numbers, not '
+                          f'{size}')
   one_of('model.level_embedding', model.level_embedding, energy.LEVEL_EMBEDDINGS)
   at_least('sampling.num_steps', sampling.num_steps, 0)
   at_least('sampling.generation_steps', sampling.generation_steps, -1)

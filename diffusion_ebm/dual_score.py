@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_ebm import recovery
-from diffusion_ebm.noise_levels import between
+from diffusion_ebm.noise_levels import between, powers_between
 
 
 def diffuse(levels: recovery.Levels, x, t, eps):
@@ -34,9 +34,15 @@ def diffuse(levels: recovery.Levels, x, t, eps):
   Returns:
     `(x_t, a_cum, sigma_cum)`: like `x`, and what broadcasts against it.
   """
-  lam = between(levels.noise.log_snr[:-1], t, x)
-  a_cum, sigma_cum = jnp.sqrt(jax.nn.sigmoid(2 * lam)), jnp.sqrt(jax.nn.sigmoid(-2 * lam))
+  a_cum, sigma_cum = map(jnp.sqrt, powers_between(levels.noise.log_snr[:-1], t, x))
   return a_cum * x + sigma_cum * eps, a_cum, sigma_cum
+
+
+def _log_density(levels, f_at, x_t, t):
+  """Of `x_t` at real levels, but for the normaliser: f in nats, and the volume of `y = a_y x_t`."""
+  a_y = levels.noise.a_y[1:]
+  volume = x_t[0].size * jnp.log(between(a_y, t, t))
+  return f_at(t)(between(a_y, t, x_t) * x_t) / between(levels.temperature, t, t) + volume
 
 
 def time_score(levels: recovery.Levels, f_at, x_t, t):
@@ -51,14 +57,9 @@ def time_score(levels: recovery.Levels, f_at, x_t, t):
   Returns:
     (B,), in nats.
   """
-  temperature, a_y, log_snr = levels.temperature, levels.noise.a_y[1:], levels.noise.log_snr[:-1]
-
-  def log_density(t):
-    volume = x_t[0].size * jnp.log(between(a_y, t, t))
-    return f_at(t)(between(a_y, t, x_t) * x_t) / between(temperature, t, t) + volume
-
+  log_snr = levels.noise.log_snr[:-1]
   slope = jnp.asarray(np.diff(log_snr), jnp.float32)[jnp.clip(t.astype(int), 0, len(log_snr) - 2)]
-  return jax.jvp(log_density, (t,), (1 / slope,))[1]
+  return jax.jvp(lambda t: _log_density(levels, f_at, x_t, t), (t,), (1 / slope,))[1]
 
 
 def time_score_loss(levels: recovery.Levels, f_at, x, t, eps):
@@ -99,7 +100,5 @@ def score_loss(levels: recovery.Levels, f_at, x, t, eps):
   Source: Vincent 2011, equation 11.
   """
   x_t, _, sigma_cum = diffuse(levels, x, t, eps)
-  temperature, a_y = between(levels.temperature, t, t), between(levels.noise.a_y[1:], t, x)
-  f = f_at(t)
-  score = jax.grad(lambda x_t: jnp.sum(f(a_y * x_t) / temperature))(x_t)
+  score = jax.grad(lambda x_t: jnp.sum(_log_density(levels, f_at, x_t, t)))(x_t)
   return 0.5 * jnp.sum((sigma_cum * score + eps)**2, axis=tuple(range(1, x.ndim)))

@@ -8,6 +8,7 @@ Source: Gao et al. 2021, section 3.2 and appendix; the constants of the publishe
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -95,6 +96,12 @@ def between(values: np.ndarray, t, like):
   """Likewise at real levels (B,), in [0, len(values) - 1]: on the straight lines between the values."""
   values = jnp.asarray(values, jnp.float32)
   return _broadcastable(jnp.interp(t, jnp.arange(len(values), dtype=jnp.float32), values), like)
+
+
+def powers_between(log_snr: np.ndarray, t, like):
+  """`(a_cum^2, sigma_cum^2)` at real levels, likewise, from `log_snr` of the levels."""
+  twice = 2 * between(log_snr, t, like)
+  return jax.nn.sigmoid(twice), jax.nn.sigmoid(-twice)
 
 
 def _broadcastable(values, like):

@@ -182,12 +182,14 @@ class _Tolerated:
 
 
 def _with_normal_factor(config, state, source):
-  """The initial state with the moments of the data in its place."""
-  _log.info('mean and covariance of the data')
+  """The initial state with the normal densities of the data in their place."""
+  _log.info('fitting %d normal densities to the data', config.model.normal_factor)
   width = config_lib.grey_width(config) if config.data.dequantize else 0.0
-  moments = normal_factor.moments(source, train_step.to_unit_range, config.seed, config.data.random_flip, width)
+  fitted = normal_factor.fit(
+      source, train_step.to_unit_range, config.model.normal_factor, config.seed, config.data.random_flip, width)
+  # A copy for each: the training step takes over the memory of what it is given.
   return state.replace(**{
-      name: getattr(state, name) | {'normal_factor': parallel.replicate(moments)} for name in ('params', 'ema_params')})
+      name: getattr(state, name) | {'normal_factor': parallel.replicate(fitted)} for name in ('params', 'ema_params')})
 
 
 def compile_step(config, model: model_lib.Model, state, batch):

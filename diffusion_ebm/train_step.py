@@ -220,15 +220,15 @@ def _gradient(params, spectral, weights, step_key, batch, index, network, levels
       loss, f_pos = recovery.score_matching_loss(levels, f, x_pos, eps, t)
     by_level, total = {'level_loss': jnp.abs(loss), 'level_f': jnp.abs(f_pos)}, loss
     # The dual score at a level between this one and the next; the last one has none above it.
-    extra = {name: (weight, loss) for name, weight, loss in (
-        ('time_score', settings.time_score, dual_score.time_score_loss),
-        ('score_matching', settings.score_matching, dual_score.score_loss)) if weight}
-    if extra:
+    terms = [('time_score', settings.time_score, dual_score.time_score_loss),
+             ('score_matching', settings.score_matching, dual_score.score_loss)]
+    if settings.time_score or settings.score_matching:
       fraction = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 7)))(example_keys)
       between = jnp.minimum(t, levels.num_models - 2) + fraction
-    for name, (weight, loss_fn) in extra.items():
-      value = loss_fn(levels, lambda t: energy.at_level(network, weights, t, dropout_keys), x, between, eps)
-      by_level[f'level_{name}'], total = value, total + weight * value
+    for name, weight, loss_fn in terms:
+      if weight:
+        value = loss_fn(levels, lambda t: energy.at_level(network, weights, t, dropout_keys), x, between, eps)
+        by_level[f'level_{name}'], total = value, total + weight * value
     return jnp.mean(total), by_level
 
   (mean, by_level), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)

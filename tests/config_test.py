@@ -210,7 +210,7 @@ class WorkdirTest(absltest.TestCase):
       json.dump(saved, file)
     loaded = config_lib.load(self.workdir)
     self.assertEqual((loaded.model.level_embedding, loaded.model.normal_factor, loaded.train.level_weight,
-                      loaded.train.time_score, loaded.train.score_matching), ('index', False, 'published', 0.0, 0.0))
+                      loaded.train.time_score, loaded.train.score_matching), ('index', 0, 'published', 0.0, 0.0))
     # It is not the run of the same configuration today, whose weights another network has.
     with self.assertRaisesRegex(UserError, r"model\.level_embedding \('index' there, 'log_snr' here\), train"):
       config_lib.check_same_run(config, self.workdir)

@@ -1,51 +1,51 @@
-"""The normal factor: against SciPy's normal density, and where its moments come from."""
+"""The normal factor: against SciPy's normal density, and where its numbers come from."""
+
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from configs import digits_density
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import energy, noise_levels, recovery
+from diffusion_ebm.data import source
 from diffusion_ebm.energy import normal_factor
+from diffusion_ebm.errors import UserError
 
 
-class Source:
-  """Examples in memory, as `diffusion_ebm.data` reads them."""
-
-  def __init__(self, x):
-    self._x = x
-
-  def __len__(self):
-    return len(self._x)
-
-  def read(self, index):
-    return self._x[index]
-
-
-def make_factor(num_levels):
+def make_factor(num_levels, num_components=1):
   noise = noise_levels.make_noise_levels(num_levels)
-  return noise, normal_factor.NormalFactor(tuple(noise.log_snr[:-1].tolist()), tuple(noise.a_y[1:].tolist()))
+  return noise, normal_factor.NormalFactor(
+      num_components, tuple(noise.log_snr[:-1].tolist()), tuple(noise.a_y[1:].tolist()))
+
+
+def fit(x, *args, to_data=lambda x: x, **kwargs):
+  return normal_factor.fit(source.ArraySource(x), to_data, *args, **kwargs)
 
 
 class NormalFactorTest(parameterized.TestCase):
 
-  @parameterized.parameters(6, 10, 1000)
-  def test_it_is_the_density_of_diffused_normal_data(self, num_levels):
+  @parameterized.product(num_levels=(6, 10, 1000), num_components=(1, 3))
+  def test_it_is_the_density_of_diffused_normal_data(self, num_levels, num_components):
     rng = np.random.default_rng(0)
-    mean, root = rng.normal(size=4), rng.normal(size=(4, 4)) * [1, 0.1, 0.5, 0.01]
-    x = (mean + rng.standard_normal((20_000, 4)) @ root.T).astype(np.float32).reshape(-1, 2, 2, 1)
-    params = normal_factor.moments(Source(x), lambda x: x, 0)
-    mean, covariance = x.reshape(-1, 4).mean(0, np.float64), np.cov(x.reshape(-1, 4).T.astype(np.float64), bias=True)
-    noise, factor = make_factor(num_levels)
+    weights, means = rng.dirichlet(np.ones(num_components)), rng.normal(size=(num_components, 4))
+    roots = rng.normal(size=(num_components, 4, 4)) * [1, 0.1, 0.5, 0.01]
+    covariances = np.einsum('kde,kfe->kdf', roots, roots)
+    variances, axes = np.linalg.eigh(covariances)
+    params = {'log_weights': np.log(weights), 'axes': axes, 'variances': variances,
+              'centres': np.stack([a.T @ m for a, m in zip(axes, means, strict=True)])}
+    noise, factor = make_factor(num_levels, num_components)
     y = rng.normal(size=(30, 2, 2, 1)).astype(np.float32)
     for t in (0, 2, noise.num_models - 1):
       a, a_cum = noise.a_y[t + 1], noise.a_cum[t]
-      expected = stats.multivariate_normal(
-          a * a_cum * mean, a**2 * (a_cum**2 * covariance + noise.sigma_cum[t]**2 * np.eye(4))).logpdf(y.reshape(-1, 4))
-      ours = factor.apply({'params': params}, y, jnp.full(30, t))
+      expected = special.logsumexp([
+          np.log(w) + stats.multivariate_normal(
+              a * a_cum * mean, a**2 * (a_cum**2 * covariance + noise.sigma_cum[t]**2 * np.eye(4))
+          ).logpdf(y.reshape(-1, 4)) for w, mean, covariance in zip(weights, means, covariances, strict=True)], axis=0)
+      ours = factor.apply({'params': jax.tree.map(jnp.float32, params)}, y, jnp.full(30, t))
       np.testing.assert_allclose(ours, expected, rtol=2e-3, atol=2e-3)
 
   def test_before_it_knows_the_data_they_are_standard_normal(self):
@@ -64,44 +64,69 @@ class NormalFactorTest(parameterized.TestCase):
     jax.tree.map(lambda g: np.testing.assert_array_equal(g, 0), grads)
     self.assertGreater(float(jnp.abs(jax.grad(lambda y: jnp.sum(factor.apply({'params': params}, y, t)))(y)).min()), 0)
 
-  def test_moments_count_mirror_images_and_the_noise_of_dequantisation(self):
+  def test_one_component_has_the_mean_and_covariance_of_the_data(self):
+    # Mirror images and the noise of dequantisation count.
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(2500, 2, 3, 1)) * np.arange(1, 4)[:, None]  # more than is read at once
-    found = normal_factor.moments(Source(x), lambda x: 2 * x, 0, flip=True, width=0.5)
+    x = (rng.normal(size=(2500, 2, 3, 1)) * np.arange(1, 4)[:, None]).astype(np.float32)
+    found = fit(x, 1, 0, to_data=lambda x: 2 * x, flip=True, width=0.5)
     both = 2 * np.concatenate([x, x[:, :, ::-1]]).reshape(-1, 6)
-    covariance = (found['axes'] * found['variances']) @ found['axes'].T
-    np.testing.assert_allclose(found['mean'], both.mean(0), atol=1e-5)
-    np.testing.assert_allclose(covariance, np.cov(both.T, bias=True) + 0.5**2 / 12 * np.eye(6), atol=1e-4)
+    axes, variances = found['axes'][0], found['variances'][0]
+    np.testing.assert_allclose(axes @ found['centres'][0], both.mean(0), atol=1e-5)
+    np.testing.assert_allclose(
+        (axes * variances) @ axes.T, np.cov(both.T, bias=True) + 0.5**2 / 12 * np.eye(6), atol=1e-4)
+    np.testing.assert_array_equal(found['log_weights'], 0)
+
+  def test_components_far_apart_are_found(self):
+    rng = np.random.default_rng(0)
+    first = rng.random(20_000) < 0.3
+    x = np.where(first[:, None], -3 + 0.5 * rng.normal(size=(20_000, 2)), 3 + [0.2, 1.0] * rng.normal(size=(20_000, 2)))
+    found = fit(x, 2, 0)
+    order = np.argsort(found['log_weights'])
+    means = np.einsum('kde,ke->kd', found['axes'], found['centres'])[order]
+    np.testing.assert_allclose(np.exp(found['log_weights'])[order], [0.3, 0.7], atol=0.02)
+    np.testing.assert_allclose(means, [[-3, -3], [3, 3]], atol=0.05)
+    np.testing.assert_allclose(found['variances'][order], [[0.25, 0.25], [0.04, 1.0]], rtol=0.1)
 
   def test_at_most_50_000_examples_count(self):
     x = np.arange(60_000.0)[:, None]
-    found = normal_factor.moments(Source(x), lambda x: x / 60_000, 0)
-    np.testing.assert_allclose(found['mean'], 0.5, atol=0.005)
+    found = fit(x, 1, 0, to_data=lambda x: x / 60_000)
+    mean = (found['axes'] * found['centres']).item()
+    self.assertAlmostEqual(mean, 0.5, delta=0.005)
+    self.assertNotAlmostEqual(mean, 0.5, places=5)
     np.testing.assert_allclose(found['variances'], 1 / 12, rtol=0.02)
-    self.assertNotAlmostEqual(float(found['mean'][0]), 0.5, places=5)
+
+  def test_more_components_than_examples_are_refused(self):
+    with self.assertRaisesRegex(UserError, 'model.normal_factor is 3, but there are only 2 examples'):
+      fit(np.eye(2), 3, 0)
+
+  def test_a_fit_that_has_not_converged_says_so(self):
+    with mock.patch.object(normal_factor, '_MAX_ITERATIONS', 1), self.assertLogs(level='WARNING') as logs:
+      fit(np.random.default_rng(0).normal(size=(1000, 2)), 5, 0)
+    self.assertLen(logs.output, 1)
+    self.assertIn('the 5 normal densities still change after 1 steps', logs.output[0])
 
   @parameterized.parameters('mlp', 'resnet')
   def test_networks_add_it(self, name):
     config = digits_density.get_config()
     config.model.update({'name': name, 'ch': 8, 'ch_mult': (1,), 'num_res_blocks': 1})
     factor = energy.make_network(config.model, 10)
-    config.model.normal_factor = False
+    config.model.normal_factor = 0
     plain = energy.make_network(config.model, 10)
     y, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.array([1, 7])
     params = factor.init(jax.random.key(1), y, t)['params']
     rest = {name: value for name, value in params.items() if name != 'normal_factor'}
-    _, alone = make_factor(10)
+    _, alone = make_factor(10, 5)
     np.testing.assert_allclose(
         energy.at_level(factor, params, t)(y),
         energy.at_level(plain, rest, t)(y) + alone.apply({'params': params['normal_factor']}, y, t), rtol=1e-5)
 
   def test_with_normal_data_nothing_is_left_to_learn(self):
-    # One gradient of the recovery loss is zero in expectation, and so is each term of the dual score's loss.
+    # Its score is that of the data: denoising score matching finds nothing to improve.
     levels = recovery.make_levels(10, 0.1, 'conditional', 'one', 'balanced')
     _, factor = make_factor(10)
     rng = np.random.default_rng(0)
     x = (0.5 + 0.3 * rng.standard_normal((40_000, 1))).astype(np.float32)
-    params = normal_factor.moments(Source(x), lambda x: x, 0)
+    params = fit(x, 1, 0)
     t, eps = jnp.full(len(x), 4), rng.standard_normal((len(x), 1)).astype(np.float32)
     x_t = noise_levels.diffuse(levels.noise, x, t, eps)
     score = jax.grad(lambda x: jnp.sum(
@@ -115,10 +140,11 @@ class NormalFactorTest(parameterized.TestCase):
     config = digits_density.get_config()
     config_lib.check(config, 1)
     for changes, message in (({'diffusion.temperature': 'step_size'}, "needs diffusion.temperature='one'"),
-                             ({'data.image_size': 128, 'model.ch_mult': (1,)}, 'at most 4096 numbers, not 16384')):
+                             ({'data.image_size': 128, 'model.ch_mult': (1,)}, '=5 is for examples of at most 1831 '),
+                             ({'model.normal_factor': -1}, 'model.normal_factor is -1, but must be at least 0')):
       wrong = digits_density.get_config()
       wrong.update_from_flattened_dict(changes)
-      with self.assertRaisesRegex(config_lib.UserError, message):
+      with self.assertRaisesRegex(UserError, message):
         config_lib.check(config_lib.resolve(wrong), 1)
 
 

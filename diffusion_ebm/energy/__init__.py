@@ -25,9 +25,9 @@ def make_network(model, num_levels: int, axis_name: str | None = None):
   """
   noise = noise_levels.make_noise_levels(num_levels)
   log_snr = tuple(noise.log_snr[:-1].tolist())
-  normal_factor = NormalFactor(log_snr, tuple(noise.a_y[1:].tolist())) if model.normal_factor else None
+  factor = NormalFactor(model.normal_factor, log_snr, tuple(noise.a_y[1:].tolist())) if model.normal_factor else None
   common = {'ch': model.ch, 'act': model.act, 'dropout': model.dropout, 'quadratic': model.quadratic,
-            'coordinates': log_snr if model.level_embedding == 'log_snr' else (), 'normal_factor': normal_factor,
+            'coordinates': log_snr if model.level_embedding == 'log_snr' else (), 'normal_factor': factor,
             'dtype': DTYPES[model.dtype]}
   if model.name == 'mlp':
     return MLP(num_layers=model.num_layers, num_frequencies=model.num_frequencies, output_scale=model.output_scale,
