@@ -112,9 +112,10 @@ def _parse(argv):
     said = ' '.join(str(error.args[0] if error.args else error).split())
     raise UserError(f'command line: no such configuration key: {said}') from error
   except OSError as error:  # of a --config that is not there
-    names = sorted(name[:-3] for name in os.listdir(os.path.dirname(_DEFAULT_CONFIG)) if name.endswith('.py'))
+    folder = os.path.dirname(_DEFAULT_CONFIG)
+    names = sorted(name[:-3] for name in os.listdir(folder) if name.endswith('.py'))
     there = ', '.join(name for name in names if name not in ('__init__', 'default'))
-    raise UserError(f'command line: --config: {str(error).splitlines()[-1].strip()}; configs/ has {there}') from error
+    raise UserError(f'command line: --config: {str(error).splitlines()[-1].strip()}; {folder} has {there}') from error
   if len(rest) > 1:
     raise UserError(f'command line: {rest[1]!r} is not a flag; flags begin with --')
   return config

@@ -216,9 +216,22 @@ def open_for_reading(workdir) -> ocp.CheckpointManager:
   """
   _check_regular(directory(workdir))
   if steps(workdir):
-    return ocp.CheckpointManager(directory(workdir), options=ocp.CheckpointManagerOptions(
-        read_only=True, create=False, save_interval_steps=0))
+    with _orbax_silent():
+      return ocp.CheckpointManager(directory(workdir), options=ocp.CheckpointManagerOptions(
+          read_only=True, create=False, save_interval_steps=0))
   raise UserError(f'{workdir} has no checkpoint: train first, with --mode=train and the same --workdir')
+
+
+@contextlib.contextmanager
+def _orbax_silent():
+  """Orbax warns that a manager is read-only, also where just that was asked for."""
+  logger = logging.getLogger('absl')
+  level = logger.level
+  logger.setLevel(max(level, logging.ERROR))
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
 
 
 def restore(manager: ocp.CheckpointManager, state, step: int | None = None, check=None,

@@ -137,6 +137,10 @@ class DamageTest(parameterized.TestCase):
     with self.assertRaisesRegex(checkpoints.DamagedError, 'step 8 is damaged'):
       self.restore(step=8)
 
+  def test_reading_says_nothing_where_nothing_is_wrong(self):
+    with self.assertNoLogs(level='WARNING'):
+      checkpoints.open_for_reading(self.workdir).close()
+
   def test_a_trainer_sets_a_damaged_one_aside_and_writes_its_step_again(self):
     os.truncate(self.file('data'), 1)
     saver = checkpoints.Saver(self.workdir, 3, 0, {'seed': 1})

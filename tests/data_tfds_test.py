@@ -231,6 +231,14 @@ class PreparationTest(parameterized.TestCase):
       load_source(_data('mnist', path=self.path), 'train')
     self.assertNotIn('\n', str(caught.exception))
 
+  def test_however_much_the_library_has_to_say_the_remedy_stays_in_sight(self):
+    with (
+      mock.patch.object(tfds.core.DatasetBuilder, 'download_and_prepare', side_effect=OSError('no route ' * 500)),
+      self.assertRaisesRegex(UserError, 'mnist could not be downloaded.*OSError: no route') as caught,
+    ):
+      load_source(_data('mnist', path=self.path), 'train')
+    self.assertLess(str(caught.exception).index('check the network'), 500)
+
   def test_damaged_download_is_reported(self):
     self._mnist()
     pathlib.Path(self.www, 't10k-images-idx3-ubyte.gz').write_bytes(b'<html>')

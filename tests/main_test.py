@@ -43,7 +43,7 @@ class WrongTest(absltest.TestCase):
         ([workdir, digits, '--config.train.speed=3'], r'command line: no such configuration key: .*speed'),
         ([workdir, digits, '--speed=3'], r"command line: .*Unknown .*'speed'"),
         ([workdir, digits, '--mode=dance'], r'command line: .*--mode=dance.*train\|sample'),
-        ([workdir, '--config=configs/none.py'], r'command line: --config: .*configs/none\.py'),
+        ([workdir, '--config=configs/none.py'], r'command line: --config: .*configs/none\.py.*/configs has celeba64'),
         ([workdir, digits, 'toy2d'], r"command line: 'toy2d' is not a flag"),
         ([workdir, digits, '--config.train.batch_size=many'], r'command line: .*train\.batch_size=many'),
         ([workdir, digits, '--num_samples=1.5', '--mode=sample'], r'command line: .*num_samples=1\.5'),

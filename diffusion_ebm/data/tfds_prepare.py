@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import sys
+import textwrap
 import types
 
 from diffusion_ebm.errors import UserError
@@ -95,7 +96,7 @@ def _download_size(builder):
 
 def _explain(error, builder, name, downloads):
   """Says in one line why a data set could not be prepared, and what to do."""
-  cause = ' '.join(f'{type(error).__name__}: {error}'.split())
+  cause = textwrap.shorten(f'{type(error).__name__}: {error}', 400, placeholder=' ...')
   if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
     instructions = ' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
     if instructions not in cause:
