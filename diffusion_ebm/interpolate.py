@@ -13,16 +13,16 @@ from diffusion_ebm.progress import Progress
 _log = logging.getLogger(__name__)
 
 _NUM_SHOWN = 32
-# The path is refined so often before the frames are placed on it: its longest pieces are halved each time, down to
-# what float32 can tell apart.
-_ROUNDS = 20
+# The path is refined so often before frames are chosen from it: its longest pieces are halved each time, down to what
+# float32 can tell apart.
+_ROUNDS = 30
 
 
 def interpolate(
     config, workdir: str, num_strips: int, num_frames: int, seed: int, step: int | None = None) -> np.ndarray:
   """Draws strips; strip i goes from sample 2i to sample 2i + 1 of `--mode=sample` with the same seed.
 
-  The frames are at equal distances along the path, as far as it is resolved, not at equal fractions of the noise.
+  The frames are chosen on the way so that the steps between them are even, not at equal fractions of the noise.
   Writes to `interpolation/` in the workdir: `interpolation_STEP.npz` (`strips`: uint8 (S, F, H, W, C), `fractions`:
   (S, F)), `interpolation_STEP.png` and `interpolation_STEP.json`: for each strip the largest step between neighbours
   (root mean square, in [0, 255]) and the median one. `STEP_seedSEED` for seeds other than 0.
@@ -54,7 +54,7 @@ def interpolate(
         model.levels, model.network, weights, keys_a, keys_b, fraction, model.shape, generate.generation_steps(config),
         config.sampling.noise_scale, config.sampling.denoise)
 
-  total = num_strips * (2 * num_frames + _ROUNDS * _added(num_frames))
+  total = num_strips * (num_frames + _ROUNDS * _added(num_frames))
   run = generate.Mapped(draw, min(num_strips * num_frames, config.sampling.batch_size))
   _log.info('compiling the sampler')
   progress = Progress(f'interpolating at step {step}', total, unit='image')
@@ -65,7 +65,7 @@ def interpolate(
     trained.check_finite(x, step)
     return np.clip(x, -1, 1).reshape(*fractions.shape, *model.shape)
 
-  # A path that is known more closely where it is steep, then frames at equal distances along it.
+  # A path that is known more closely where it is steep, then frames whose steps are even.
   fractions = np.tile(np.linspace(0, 1, num_frames), (num_strips, 1))
   path = images(fractions)
   for _ in range(_ROUNDS):
@@ -74,9 +74,10 @@ def interpolate(
     order = np.argsort(fractions, axis=1)
     fractions = np.take_along_axis(fractions, order, 1)
     path = np.take_along_axis(path, order.reshape(*order.shape, *(1,) * len(model.shape)), 1)
-  fractions = interpolation.even_fractions(fractions, interpolation.path_lengths(path), num_frames)
-  strips = generate.finished(images(fractions).reshape(-1, *model.shape)).reshape(num_strips, num_frames, *model.shape)
   progress.close()
+  kept = np.stack([interpolation.even_steps(each, num_frames) for each in path])
+  fractions, path = fractions[np.arange(num_strips)[:, None], kept], path[np.arange(num_strips)[:, None], kept]
+  strips = generate.finished(path.reshape(-1, *model.shape)).reshape(path.shape)
 
   steps = interpolation.path_lengths(strips)
   base = os.path.join(folder, f'interpolation_{workdir_lib.label(step, seed)}')

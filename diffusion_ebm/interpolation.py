@@ -5,7 +5,7 @@ mixed on the sphere with the same weights, `cos(pi u / 2)` and `sin(pi u / 2)`: 
 standard normal, so each image in between is distributed as a sample.
 
 The map is continuous but steep where a chain goes over from one mode to another: frames at equal fractions jump there.
-`halfway` and `even_fractions` find fractions whose images are equally far apart.
+`halfway` and `even_steps` find images that are equally far apart.
 
 Source: Gao et al. 2021, section 4 (interpolation).
 """
@@ -67,7 +67,7 @@ def path_lengths(images: np.ndarray) -> np.ndarray:
 
 
 def halfway(fractions: np.ndarray, lengths: np.ndarray, n: int) -> np.ndarray:
-  """The middles of the n longest pieces of each path.
+  """The middles of the n longest pieces of each path; of those too narrow for float32 only where there are no others.
 
   Args:
     fractions: (S, F), rising.
@@ -77,22 +77,45 @@ def halfway(fractions: np.ndarray, lengths: np.ndarray, n: int) -> np.ndarray:
   Returns:
     (S, n).
   """
-  longest = np.argsort(-lengths, axis=1, kind='stable')[:, :n]
+  narrow = np.diff(fractions) < 2 * np.finfo(np.float32).eps
+  longest = np.argsort(-np.where(narrow, -1, lengths), axis=1, kind='stable')[:, :n]
   middles = 0.5 * (fractions[:, 1:] + fractions[:, :-1])
   return np.take_along_axis(middles, longest, axis=1)
 
 
-def even_fractions(fractions: np.ndarray, lengths: np.ndarray, n: int) -> np.ndarray:
-  """Fractions at equal distances along each path.
+def even_steps(images: np.ndarray, n: int) -> np.ndarray:
+  """Chooses images of a path, in its order, whose steps are even.
+
+  The longest step is as short as it can be, and the others come as near to it as they can, in the sense of least
+  squares. A detour, there and back again, is left out.
 
   Args:
-    fractions: (S, F), rising.
-    lengths: of `path_lengths` there, (S, F - 1).
-    n: how many, with both ends.
+    images: (F, ...).
+    n: how many, with both ends; 2 to F.
 
   Returns:
-    (S, n), the first and the last those of `fractions`.
+    Their indices, rising, (n,).
   """
-  # Paths that stand still for a while would have no inverse.
-  along = np.cumsum(np.pad(lengths + 1e-9, ((0, 0), (1, 0))), axis=1)
-  return np.stack([np.interp(np.linspace(0, a[-1], n), a, f) for a, f in zip(along, fractions, strict=True)])
+  flat = images.reshape(len(images), -1).astype(np.float64)
+  distance = np.stack([np.sqrt(np.mean((flat - image)**2, axis=1)) for image in flat])
+  distance[np.tril_indices(len(flat))] = np.inf
+  longest, _ = _cheapest(distance, n, np.maximum)
+  return _cheapest(np.where(distance > longest, np.inf, (distance - longest)**2), n, np.add)[1]
+
+
+def _cheapest(cost, n, together):
+  """The path of n indices from the first to the last whose costs, (F, F) from one to the next, are together least.
+
+  Returns:
+    `(total, indices)`.
+  """
+  total, before = np.full(len(cost), np.inf), []
+  total[0] = 0
+  for _ in range(n - 1):
+    by_last = together(total[:, None], cost)
+    before.append(np.argmin(by_last, axis=0))
+    total = np.min(by_last, axis=0)
+  indices = [len(cost) - 1]
+  for last in reversed(before):
+    indices.append(last[indices[-1]])
+  return total[-1], np.array(indices[::-1])

@@ -1,3 +1,5 @@
+import itertools
+
 from absl.testing import absltest
 import jax
 import jax.numpy as jnp
@@ -52,15 +54,34 @@ class InterpolationTest(absltest.TestCase):
 
     u = np.tile(np.linspace(0, 1, 9), (2, 1))
     self.assertGreater(np.max(interpolation.path_lengths(path(u))), 0.9)
-    for _ in range(5):
+    for _ in range(30):
       u = np.sort(np.concatenate([u, interpolation.halfway(u, interpolation.path_lengths(path(u)), 4)], 1))
-    even = interpolation.even_fractions(u, interpolation.path_lengths(path(u)), 9)
-    np.testing.assert_array_equal(even[:, [0, -1]], [[0, 1]] * 2)
-    np.testing.assert_allclose(interpolation.path_lengths(path(even)), 1 / 8, rtol=0.15)
+    for images in path(u):
+      even = interpolation.even_steps(images, 9)
+      self.assertEqual((even[0], even[-1]), (0, u.shape[1] - 1))
+      np.testing.assert_allclose(interpolation.path_lengths(images[None, even]), 1 / 8, rtol=0.15)
 
-  def test_a_path_that_stands_still_keeps_its_fractions_in_order(self):
-    even = interpolation.even_fractions(np.array([[0, 0.25, 1]]), np.zeros((1, 2)), 3)
-    self.assertTrue(np.all(np.diff(even) > 0))
+  def test_steps_are_as_even_as_any_choice_of_frames_makes_them(self):
+    images = np.random.default_rng(0).normal(size=(9, 2, 2, 1)).cumsum(0)
+    chosen = tuple(interpolation.even_steps(images, 5))
+    lengths = {indices: interpolation.path_lengths(images[None, indices])[0] for indices in (
+        (0, *between, 8) for between in itertools.combinations(range(1, 8), 3))}
+    longest = min(steps.max() for steps in lengths.values())
+    allowed = {indices: np.sum((steps - longest)**2) for indices, steps in lengths.items() if steps.max() <= longest}
+    self.assertGreater(len(allowed), 1)
+    self.assertEqual(chosen, min(allowed, key=allowed.get))
+
+  def test_detours_are_left_out(self):
+    images = np.array([0.0, 1, 2, 5, 5, 2, 2, 3, 4])[:, None]  # to 5 and back
+    even = interpolation.even_steps(images, 5)
+    np.testing.assert_array_equal(images[even, 0], [0, 1, 2, 3, 4])
+
+  def test_what_float32_cannot_part_is_not_refined(self):
+    u = np.array([[0, 0.5, 0.5 + 1e-7, 1.0]])
+    np.testing.assert_allclose(interpolation.halfway(u, np.array([[1.0, 9.0, 2.0]]), 2), [[0.75, 0.25]], rtol=1e-6)
+
+  def test_a_path_that_stands_still_keeps_its_frames_in_order(self):
+    np.testing.assert_array_equal(interpolation.even_steps(np.zeros((3, 2)), 3), [0, 1, 2])
 
 
 if __name__ == '__main__':
