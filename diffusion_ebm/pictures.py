@@ -88,8 +88,10 @@ def log_z_ladder(log_z: list[dict]) -> np.ndarray:
   axes[0, 1].fill_between(level, lower - middle, upper - middle, alpha=0.2)
   axes[0, 1].set(title='its bracket: distance from the middle', xlabel='level')
   axes[0, 2].set(title='effective sample size', xlabel='level', yscale='log')
-  for column in (1, 2):
-    axes[0, column].legend(fontsize=8)
+  for panel in axes[0]:
+    panel.locator_params(axis='x', integer=True)
+  for panel in axes[0, 1:]:
+    panel.legend(fontsize=8)
   return _to_array(figure)
 
 

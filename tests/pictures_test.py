@@ -1,5 +1,6 @@
 import os
 import tempfile
+import warnings
 
 from absl.testing import absltest
 import numpy as np
@@ -44,6 +45,13 @@ class PicturesTest(absltest.TestCase):
     quarter = dark[height // 10:height // 2, width // 2:width - width // 10]  # up and to the right, off the frame
     self.assertGreater(quarter.sum(), 20)
     self.assertEqual(dark[height // 2:height - height // 10, width // 10:width // 2].sum(), 0)
+
+  def test_histograms_of_sets_far_apart_divide_by_nothing(self):
+    near = np.random.default_rng(0).normal(size=100)
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')
+      picture = pictures.histograms({'test': near, 'noise': near - 1e4}, 'log density')
+    self.assertEqual(picture.ndim, 3)
 
 
 if __name__ == '__main__':
