@@ -294,7 +294,9 @@ def from_dict(saved: dict) -> ml_collections.ConfigDict:
               if isinstance(value, dict) else value for key, value in saved.items()}
   for (section, key), meant in _LATER.items():
     if isinstance(sections.get(section), dict):
-      sections[section].setdefault(key, meant)
+      value = sections[section].setdefault(key, meant)
+      if isinstance(value, bool) and isinstance(meant, int):  # a switch that is a number now
+        sections[section][key] = int(value)
   return ml_collections.ConfigDict(sections)
 
 

@@ -215,6 +215,18 @@ class WorkdirTest(absltest.TestCase):
     with self.assertRaisesRegex(UserError, r"model\.level_embedding \('index' there, 'log_snr' here\), train"):
       config_lib.check_same_run(config, self.workdir)
 
+  def test_a_switch_of_an_older_version_is_the_number_that_it_is_now(self):
+    config = toy2d_t1k.get_config()
+    config_lib.save(config, self.workdir)
+    path = os.path.join(self.workdir, 'config.json')
+    with open(path, encoding='utf-8') as file:
+      saved = json.load(file)
+    saved['model']['normal_factor'] = False
+    with open(path, 'w', encoding='utf-8') as file:
+      json.dump(saved, file)
+    self.assertIs(type(config_lib.load(self.workdir).model.normal_factor), int)
+    config_lib.check_same_run(config, self.workdir)
+
   def test_a_damaged_file_is_named(self):
     with open(os.path.join(self.workdir, 'config.json'), 'w', encoding='utf-8') as file:
       file.write('{')
