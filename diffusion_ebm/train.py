@@ -54,7 +54,10 @@ def train(config, workdir: str):
   def load_source():
     config_lib.check(config, parallel.num_devices())
     config_lib.check_same_run(config, workdir)
-    return data.load_source(config.data, 'train')
+    source, components = data.load_source(config.data, 'train'), config.model.normal_factor
+    if components > len(source):
+      raise UserError(f'model.normal_factor is {components}, but there are only {len(source)} examples: use fewer')
+    return source
 
   source = parallel.together(load_source)
   _check_same_everywhere(config, source)

@@ -1,5 +1,7 @@
 """The normal factor: against SciPy's normal density, and where its numbers come from."""
 
+import os
+import tempfile
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -10,7 +12,7 @@ from scipy import special, stats
 
 from configs import digits_density
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import energy, noise_levels, recovery
+from diffusion_ebm import energy, noise_levels, recovery, train
 from diffusion_ebm.data import source
 from diffusion_ebm.energy import normal_factor
 from diffusion_ebm.errors import UserError
@@ -96,8 +98,12 @@ class NormalFactorTest(parameterized.TestCase):
     np.testing.assert_allclose(found['variances'], 1 / 12, rtol=0.02)
 
   def test_more_components_than_examples_are_refused(self):
-    with self.assertRaisesRegex(UserError, 'model.normal_factor is 3, but there are only 2 examples'):
-      fit(np.eye(2), 3, 0)
+    config = digits_density.get_config()
+    config.model.normal_factor = 1438
+    workdir = os.path.join(self.enterContext(tempfile.TemporaryDirectory()), 'run')
+    with self.assertRaisesRegex(UserError, 'model.normal_factor is 1438, but there are only 1437 examples'):
+      train.train(config, workdir)
+    self.assertFalse(os.path.exists(workdir))
 
   def test_a_fit_that_has_not_converged_says_so(self):
     with mock.patch.object(normal_factor, '_MAX_ITERATIONS', 1), self.assertLogs(level='WARNING') as logs:

@@ -17,7 +17,6 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm.errors import UserError
 from diffusion_ebm.noise_levels import between, powers_between
 
 _log = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ def fit(source, to_data, num_components: int, seed: int, flip: bool = False, wid
     source: of `diffusion_ebm.data.load_source`; at most 50,000 of its examples count, fewer of large ones, chosen at
       random.
     to_data: from what the source reads to what the model sees, a NumPy array (B, ...).
-    num_components: K.
+    num_components: K, at most the number of examples.
     seed: of the choice, and of where the fit begins.
     flip: count each image together with its mirror image.
     width: of the uniform noise by which the data are dequantised; its variance is added to that of each axis.
@@ -80,15 +79,10 @@ def fit(source, to_data, num_components: int, seed: int, flip: bool = False, wid
   Returns:
     `log_weights` (K,), `axes` (K, D, D), whose columns are orthonormal, `centres` (K, D), the means along them, and
     `variances` (K, D): float32.
-
-  Raises:
-    UserError: there are fewer examples than components.
   """
   from sklearn import exceptions, mixture  # only here, so that the package is imported quickly
   size = int(np.prod(source.shape))
   count = min(len(source), _MAX_EXAMPLES, max(_MAX_NUMBERS // size, 1))
-  if count < num_components:
-    raise UserError(f'model.normal_factor is {num_components}, but there are only {count} examples: use fewer')
   index = np.sort(np.random.default_rng(seed).permutation(len(source))[:count])
   x = np.asarray(to_data(source.read(index)))
   x = np.concatenate([x, x[:, :, ::-1]]) if flip else x
