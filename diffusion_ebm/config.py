@@ -111,8 +111,9 @@ def _problems(config, num_devices):
   require(2 <= num_levels <= most, f'diffusion.num_levels is {num_levels}, not in 2 .. {most}')
   one_of('diffusion.temperature', config.diffusion.temperature, recovery.TEMPERATURES)
   at_least('model.quadratic', model.quadratic, 0)
-  at_least('model.normal_factor', model.normal_factor, 0)
-  if model.normal_factor > 0:
+  most = normal_factor.MAX_COMPONENTS
+  require(0 <= model.normal_factor <= most, f'model.normal_factor is {model.normal_factor}, not in 0 .. {most}')
+  if 0 < model.normal_factor <= most:
     size = 2 if is_vector(config) else data.image_size**2 * data.num_channels
     require(config.diffusion.temperature == 'one',
             "model.normal_factor needs diffusion.temperature='one': it is a density in nats")
@@ -295,7 +296,7 @@ def from_dict(saved: dict) -> ml_collections.ConfigDict:
   for (section, key), meant in _LATER.items():
     if isinstance(sections.get(section), dict):
       value = sections[section].setdefault(key, meant)
-      if isinstance(value, bool) and isinstance(meant, int):  # a switch that is a number now
+      if type(value) is bool and type(meant) is int:  # a switch that is a number now
         sections[section][key] = int(value)
   return ml_collections.ConfigDict(sections)
 

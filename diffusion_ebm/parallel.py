@@ -110,6 +110,11 @@ def exchange(value) -> list:
   return [json.loads(row[:length].tobytes()) for row, length in zip(padded, lengths.ravel(), strict=True)]
 
 
+def from_first(tree):
+  """The arrays that the first process has, for all: where roundings of the host would make others."""
+  return tree if num_processes() == 1 else multihost_utils.broadcast_one_to_all(tree)
+
+
 def together(function: Callable[[], Any], first_only: bool = False):
   """Calls a function that may refuse; where it does on one process, all refuse, so that none waits for another.
 

@@ -188,8 +188,8 @@ def _with_normal_factor(config, state, source):
   """The initial state with the normal densities of the data in their place."""
   _log.info('fitting %d normal densities to the data', config.model.normal_factor)
   width = config_lib.grey_width(config) if config.data.dequantize else 0.0
-  fitted = normal_factor.fit(
-      source, train_step.to_unit_range, config.model.normal_factor, config.seed, config.data.random_flip, width)
+  fitted = parallel.from_first(normal_factor.fit(
+      source, train_step.to_unit_range, config.model.normal_factor, config.seed, config.data.random_flip, width))
   # A copy for each: the training step takes over the memory of what it is given.
   return state.replace(**{
       name: getattr(state, name) | {'normal_factor': parallel.replicate(fitted)} for name in ('params', 'ema_params')})

@@ -221,11 +221,14 @@ class WorkdirTest(absltest.TestCase):
     path = os.path.join(self.workdir, 'config.json')
     with open(path, encoding='utf-8') as file:
       saved = json.load(file)
-    saved['model']['normal_factor'] = False
-    with open(path, 'w', encoding='utf-8') as file:
-      json.dump(saved, file)
-    self.assertIs(type(config_lib.load(self.workdir).model.normal_factor), int)
-    config_lib.check_same_run(config, self.workdir)
+    for switch, number in ((False, 0), (True, 1)):
+      saved['model']['normal_factor'] = switch
+      with open(path, 'w', encoding='utf-8') as file:
+        json.dump(saved, file)
+      loaded = config_lib.load(self.workdir).model.normal_factor
+      self.assertEqual((type(loaded), loaded), (int, number))
+      config.model.normal_factor = number
+      config_lib.check_same_run(config, self.workdir)
 
   def test_a_damaged_file_is_named(self):
     with open(os.path.join(self.workdir, 'config.json'), 'w', encoding='utf-8') as file:

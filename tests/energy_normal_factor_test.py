@@ -12,7 +12,7 @@ from scipy import special, stats
 
 from configs import digits_density
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import energy, noise_levels, recovery, train
+from diffusion_ebm import data, energy, noise_levels, recovery, train
 from diffusion_ebm.data import source
 from diffusion_ebm.energy import normal_factor
 from diffusion_ebm.errors import UserError
@@ -41,17 +41,18 @@ class NormalFactorTest(parameterized.TestCase):
               'centres': np.stack([a.T @ m for a, m in zip(axes, means, strict=True)])}
     noise, factor = make_factor(num_levels, num_components)
     y = rng.normal(size=(30, 2, 2, 1)).astype(np.float32)
-    for t in (0, 2, noise.num_models - 1):
-      a, a_cum = noise.a_y[t + 1], noise.a_cum[t]
+    for t in (0, 2, noise.num_models - 1, 2.4):  # between two levels log_snr and a_y run straight
+      a = np.interp(t, np.arange(noise.num_models), noise.a_y[1:])
+      a_cum = 1 / np.sqrt(1 + np.exp(-2 * np.interp(t, np.arange(noise.num_models), noise.log_snr[:-1])))
       expected = special.logsumexp([
           np.log(w) + stats.multivariate_normal(
-              a * a_cum * mean, a**2 * (a_cum**2 * covariance + noise.sigma_cum[t]**2 * np.eye(4))
+              a * a_cum * mean, a**2 * (a_cum**2 * covariance + (1 - a_cum**2) * np.eye(4))
           ).logpdf(y.reshape(-1, 4)) for w, mean, covariance in zip(weights, means, covariances, strict=True)], axis=0)
       ours = factor.apply({'params': jax.tree.map(jnp.float32, params)}, y, jnp.full(30, t))
       np.testing.assert_allclose(ours, expected, rtol=2e-3, atol=2e-3)
 
   def test_before_it_knows_the_data_they_are_standard_normal(self):
-    noise, factor = make_factor(6)
+    noise, factor = make_factor(6, 3)
     y = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     t = jnp.array([0, 1, 2, 4, 5])
     params = factor.init(jax.random.key(0), y, t)['params']
@@ -97,11 +98,23 @@ class NormalFactorTest(parameterized.TestCase):
     self.assertNotAlmostEqual(mean, 0.5, places=5)
     np.testing.assert_allclose(found['variances'], 1 / 12, rtol=0.02)
 
+  def test_fewer_of_large_examples_count(self):
+    with mock.patch.object(normal_factor, '_MAX_NUMBERS', 100):
+      read = []
+      fit(np.random.default_rng(0).normal(size=(60, 5)), 1, 0, to_data=lambda x: read.append(len(x)) or x)
+    self.assertEqual(read, [20])
+
+  def test_a_pixel_that_never_changes_has_little_variance_but_some(self):
+    found = fit(np.random.default_rng(0).normal(size=(500, 2)) * [1, 0], 1, 0)
+    np.testing.assert_allclose(found['variances'].min(), 1e-6, rtol=1e-3)
+
   def test_more_components_than_examples_are_refused(self):
     config = digits_density.get_config()
-    config.model.normal_factor = 1438
+    config.model.normal_factor = 900
+    few = source.ArraySource(np.zeros((899, 8, 8, 1), np.uint8))
     workdir = os.path.join(self.enterContext(tempfile.TemporaryDirectory()), 'run')
-    with self.assertRaisesRegex(UserError, 'model.normal_factor is 1438, but there are only 1437 examples'):
+    with mock.patch.object(data, 'load_source', lambda *_: few), self.assertRaisesRegex(
+        UserError, 'model.normal_factor is 900, but there are only 899 examples'):
       train.train(config, workdir)
     self.assertFalse(os.path.exists(workdir))
 
@@ -147,7 +160,7 @@ class NormalFactorTest(parameterized.TestCase):
     config_lib.check(config, 1)
     for changes, message in (({'diffusion.temperature': 'step_size'}, "needs diffusion.temperature='one'"),
                              ({'data.image_size': 128, 'model.ch_mult': (1,)}, '=5 is for examples of at most 1831 '),
-                             ({'model.normal_factor': -1}, 'model.normal_factor is -1, but must be at least 0')):
+                             ({'model.normal_factor': -1}, r'model.normal_factor is -1, not in 0 \.\. 1000')):
       wrong = digits_density.get_config()
       wrong.update_from_flattened_dict(changes)
       with self.assertRaisesRegex(UserError, message):

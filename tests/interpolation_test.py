@@ -79,6 +79,8 @@ class InterpolationTest(absltest.TestCase):
   def test_what_float32_cannot_part_is_not_refined(self):
     u = np.array([[0, 0.5, 0.5 + 1e-7, 1.0]])
     np.testing.assert_allclose(interpolation.halfway(u, np.array([[1.0, 9.0, 2.0]]), 2), [[0.75, 0.25]], rtol=1e-6)
+    np.testing.assert_allclose(
+        interpolation.halfway(u, np.array([[1.0, 9.0, 2.0]]), 3), [[0.75, 0.25, 0.5]], rtol=1e-6)
 
   def test_a_path_that_stands_still_keeps_its_frames_in_order(self):
     np.testing.assert_array_equal(interpolation.even_steps(np.zeros((3, 2)), 3), [0, 1, 2])

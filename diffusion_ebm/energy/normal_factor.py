@@ -21,8 +21,8 @@ from diffusion_ebm.noise_levels import between, powers_between
 
 _log = logging.getLogger(__name__)
 
-# Numbers in the axes of all components.
-MAX_SIZE = 4096**2
+# Components, and numbers in the axes of all of them.
+MAX_COMPONENTS, MAX_SIZE = 1000, 4096**2
 # Examples, and numbers in them, that are fitted; a step of the fit passes over all.
 _MAX_EXAMPLES, _MAX_NUMBERS = 50_000, 2**26
 _MAX_ITERATIONS = 200
@@ -82,7 +82,7 @@ def fit(source, to_data, num_components: int, seed: int, flip: bool = False, wid
   """
   from sklearn import exceptions, mixture  # only here, so that the package is imported quickly
   size = int(np.prod(source.shape))
-  count = min(len(source), _MAX_EXAMPLES, max(_MAX_NUMBERS // size, 1))
+  count = min(len(source), _MAX_EXAMPLES, _MAX_NUMBERS // size)
   index = np.sort(np.random.default_rng(seed).permutation(len(source))[:count])
   x = np.asarray(to_data(source.read(index)))
   x = np.concatenate([x, x[:, :, ::-1]]) if flip else x
