@@ -72,7 +72,7 @@ def _finish(pid, log):
 def main():
   from ml_collections import config_flags  # noqa: F401
 
-  from diffusion_ebm import evaluation, inpaint, interpolate, ood, sample, train  # noqa: F401 (imported before the forks)
+  from diffusion_ebm import evaluation, inpaint, interpolate, ood, sample, train  # noqa: F401 (before the forks)
   results = []
   for wave in json.load(sys.stdin):
     results.append([_finish(*process) for process in [_start(command) for command in wave]])
