@@ -197,17 +197,18 @@ class WorkdirTest(absltest.TestCase):
     with self.assertRaisesRegex(UserError, r'train\.num_steps'):
       config_lib.check_same_run(config, self.workdir)
 
+  def write(self, saved):
+    """As another version would have written it."""
+    with open(os.path.join(self.workdir, 'config.json'), 'w', encoding='utf-8') as file:
+      json.dump(saved, file)
+
   def test_an_older_version_says_what_it_meant_by_keys_that_came_later(self):
     config = toy2d_t1k.get_config()
-    config_lib.save(config, self.workdir)
-    path = os.path.join(self.workdir, 'config.json')
-    with open(path, encoding='utf-8') as file:
-      saved = json.load(file)
+    saved = config.to_dict()
     for section, key in (('model', 'level_embedding'), ('model', 'normal_factor'), ('train', 'level_weight'),
                          ('train', 'time_score'), ('train', 'score_matching')):
       del saved[section][key]
-    with open(path, 'w', encoding='utf-8') as file:
-      json.dump(saved, file)
+    self.write(saved)
     loaded = config_lib.load(self.workdir)
     self.assertEqual((loaded.model.level_embedding, loaded.model.normal_factor, loaded.train.level_weight,
                       loaded.train.time_score, loaded.train.score_matching), ('index', 0, 'published', 0.0, 0.0))
@@ -217,14 +218,10 @@ class WorkdirTest(absltest.TestCase):
 
   def test_a_switch_of_an_older_version_is_the_number_that_it_is_now(self):
     config = toy2d_t1k.get_config()
-    config_lib.save(config, self.workdir)
-    path = os.path.join(self.workdir, 'config.json')
-    with open(path, encoding='utf-8') as file:
-      saved = json.load(file)
     for switch, number in ((False, 0), (True, 1)):
+      saved = config.to_dict()
       saved['model']['normal_factor'] = switch
-      with open(path, 'w', encoding='utf-8') as file:
-        json.dump(saved, file)
+      self.write(saved)
       loaded = config_lib.load(self.workdir).model.normal_factor
       self.assertEqual((type(loaded), loaded), (int, number))
       config.model.normal_factor = number
