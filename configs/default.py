@@ -30,7 +30,7 @@ def get_config():
   model.num_res_blocks = 2
   model.act = 'lrelu'  # lrelu, swish or relu
   model.final_act = 'relu'
-  model.norm = 'none'  # none, batch, group or instance
+  model.norm = 'none'  # none or group
   model.dropout = 0.0
   model.spectral_norm = True
   model.use_scale = True  # a learned scale of each channel after each block's second convolution
@@ -58,6 +58,7 @@ def get_config():
   sampling.noise_scale = 0.99  # eta in generation; training always uses 1
   sampling.denoise = False  # remove the noise of the cleanest level (sigma 0.01) by Tweedie's formula
   sampling.batch_size = 256  # samples drawn at once, over all devices
+  sampling.num_samples = 64  # of --mode=sample
 
   config.train = train = ml_collections.ConfigDict()
   train.batch_size = 64  # over all devices
@@ -67,7 +68,6 @@ def get_config():
   train.level_weight = 'published'  # sigma_1 / sigma_{t+1}; or balanced: (sbar_{t+1} / sigma_{t+1})^2 in nats
   train.time_score = 0.0  # weight of the loss that ties the levels together, about 1; docs/density.md
   train.score_matching = 0.0  # weight of denoising score matching at noise between the levels, about 1
-  train.optimizer = 'adam'  # adam or adamax
   train.learning_rate = 1e-4
   train.beta_1 = 0.9
   train.warmup_steps = 1000
@@ -80,7 +80,22 @@ def get_config():
   train.checkpoint_every = 5000
   train.keep_checkpoints = 3  # the newest ones
   train.keep_every = 50_000  # and each one at a multiple of this step; 0 for none
-  train.stop_on_save_error = False  # on a full disk, stop instead of warning and trying again with the next checkpoint
+
+  config.inpaint = inpaint = ml_collections.ConfigDict()
+  inpaint.mask = 'left'  # what is hidden: left, right, top, bottom, centre, random, or an image, white there
+  inpaint.images = ''  # a folder, a .zip, an image or a data set; '' for the run's own test split
+  inpaint.num_images = 8  # at most; the first ones
+  inpaint.completions = 6  # of each image
+  inpaint.repeats = 4  # chains at each level
+
+  config.interpolate = ml_collections.ConfigDict()
+  config.interpolate.num_strips = 8
+  config.interpolate.frames = 16  # images in a strip
+
+  config.ood = ml_collections.ConfigDict()
+  # What to tell from the test split: these corruptions, names of data sets, or paths.
+  config.ood.against = ('noise', 'inversion', 'shuffle', 'constant')
+  config.ood.num_examples = 1000  # of each set, at most
 
   config.density = density = ml_collections.ConfigDict()
   density.split = 'test'  # whose log density is reported: train or test
@@ -88,7 +103,6 @@ def get_config():
   density.kernel = 'hmc'  # hmc or mala
   density.num_leapfrog = 5  # hmc: leapfrog steps
   density.acceptance = 0.0  # that the step sizes are tuned to; 0 for what suits the kernel
-  density.min_acceptance = 0.1  # below it, chains count as stuck
   density.num_chains = 256
   density.pilot_chains = 128  # of the run that chooses the rungs and their step sizes
   density.rung_ess = 0.999  # share of effective samples that is left from one rung of the ladder to the next
@@ -107,7 +121,6 @@ def get_config():
   long_run.thin = 1000  # steps from one state that is kept to the next
   long_run.step_size = 0.0  # 0: tuned to the acceptance; for ula the s_t of training
   long_run.acceptance = 0.0  # that the step size is tuned to; 0 for what suits the kernel
-  long_run.min_acceptance = 0.05  # below it the job stops
   long_run.warmup_steps = 500  # that tune the step size
   long_run.extractor = ''  # of features: classifier, inception or pixels; '' for what suits the data set
   long_run.split = 'test'  # the data to compare with
@@ -122,6 +135,5 @@ def get_config():
   evaluation.inception_weights = ''  # path of pt_inception-2015-12-05-6726825d.pth, '' to download it once
   evaluation.baselines = True  # score simple generators beside the model
   evaluation.save_samples = False  # as eval/samples_STEP.npz
-  evaluation.poll_seconds = 10.0  # between two looks for new checkpoints
   evaluation.max_wait_minutes = 60.0  # for a checkpoint of a training that has not ended; 0 for what is there
   return config

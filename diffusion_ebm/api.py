@@ -10,21 +10,23 @@ import numpy as np
 
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import (
-  energy,
   generate,
   inpainting,
   interpolation,
   langevin,
-  marginal,
+  marginal_density,
   noise_levels,
+  preprocessing,
+  random_keys,
   recovery,
   sampling,
-  train_step,
   trained,
 )
 from diffusion_ebm import model as model_lib
-from diffusion_ebm.energy import spectral_norm
-from diffusion_ebm.errors import UserError
+from diffusion_ebm.ebm import Ebm
+from diffusion_ebm.networks import spectral_norm
+from diffusion_ebm.run.errors import UserError
+from diffusion_ebm.sampling import Settings
 
 
 class DiffusionEBM(struct.PyTreeNode):
@@ -32,35 +34,28 @@ class DiffusionEBM(struct.PyTreeNode):
 
   Made by `load` or `from_parameters`. Images are uint8, or float in [-1, 1]; results are float32 in [-1, 1]. Vectors
   are float and unbounded. Every method may be called inside `jax.jit`, and the object passed to a jitted function: it
-  is a tree whose leaves are `weights` and `log_z`. Where a method draws, result number i depends on the key and on i
-  alone.
+  is a tree whose leaves are the weights of `ebm` and `log_z`. Where a method draws, result number i depends on the key
+  and on i alone.
 
   `x` at level t means `x_t = abar_t x + sbar_t eps`, data with the noise of that level (`diffuse` makes it). At level 0
   there is a little, sigma 0.01.
 
   Attributes:
-    weights: the averaged parameters, with normalised kernels.
+    ebm: network, noise levels and averaged weights.
     log_z: log of each level's normaliser, (T,) in nats, NaN where it is not known; or None.
-    levels: noise levels and step sizes.
-    network: the energy network.
     shape: of one example: (H, W, C) or (D,).
-    num_steps: K, Langevin steps at each level.
-    noise_scale: eta, factor of the Langevin noise.
-    denoised: remove the noise of level 0 from samples.
+    sampling: how samples are drawn.
   """
-  weights: Any
+
+  ebm: Ebm
   log_z: Any
-  levels: recovery.Levels = struct.field(pytree_node=False)
-  network: Any = struct.field(pytree_node=False)
   shape: tuple[int, ...] = struct.field(pytree_node=False)
-  num_steps: int = struct.field(pytree_node=False)
-  noise_scale: float = struct.field(pytree_node=False)
-  denoised: bool = struct.field(pytree_node=False)
+  sampling: Settings = struct.field(pytree_node=False)
 
   @property
   def num_levels(self) -> int:
     """T."""
-    return self.levels.num_models
+    return self.ebm.levels.num_models
 
   # Drawing.
 
@@ -215,53 +210,48 @@ class DiffusionEBM(struct.PyTreeNode):
     if not isinstance(level, jax.core.Tracer) and not isinstance(self.log_z, jax.core.Tracer):
       for t in np.unique(level):
         if not np.isfinite(self.log_z[t]):
-          raise UserError(f'log Z of level {t} is not known: the levels with one are '
-                          f'{", ".join(map(str, np.flatnonzero(np.isfinite(self.log_z))))}')
+          raise UserError(
+            f'log Z of level {t} is not known: the levels with one are '
+            f'{", ".join(map(str, np.flatnonzero(np.isfinite(self.log_z))))}'
+          )
     return -self._energy(x, level) - jnp.asarray(self.log_z, jnp.float32)[level]
 
   # What is compiled.
 
   @jax.jit
   def _energy(self, x, level):
-    return -marginal.log_density(self.levels, self.network, self.weights, x, level)
+    return -marginal_density.log_density(self.ebm, x, level)
 
   @jax.jit
   def _score(self, x, level):
-    return marginal.score(self.levels, self.network, self.weights, x, level)
+    return marginal_density.score(self.ebm, x, level)
 
   @jax.jit
   def _diffuse(self, key, x, level):
-    eps = langevin.normal_noise(generate.fold_in_each(key, jnp.arange(len(x))), self.shape)(0)
-    return noise_levels.diffuse(self.levels.noise, x, level, eps)
+    eps = langevin.normal_noise(_keys(key, len(x)), self.shape)(0)
+    return noise_levels.diffuse(self.ebm.levels, x, level, eps)
 
   @jax.jit
   def _conditional_sample(self, key, x_noisy, level):
-    keys = generate.fold_in_each(key, jnp.arange(len(x_noisy)))
-    f = energy.at_level(self.network, self.weights, level)
-    return recovery.sample_conditional(
-        self.levels, f, x_noisy, level, langevin.normal_noise(keys, self.shape, self.noise_scale), self.num_steps)
+    noise = langevin.normal_noise(_keys(key, len(x_noisy)), self.shape, self.sampling.noise_scale)
+    return recovery.sample_conditional(self.ebm.at(level), x_noisy, noise, self.sampling.num_steps)
 
   @functools.partial(jax.jit, static_argnums=2)
   def _sample(self, key, n):
-    x, _ = sampling.sample(
-        self.levels, self.network, self.weights, generate.fold_in_each(key, jnp.arange(n)), self.shape, self.num_steps,
-        self.noise_scale, denoised=self.denoised)
-    return self._clipped(x)
+    return self._clipped(sampling.sample(self.ebm, _keys(key, n), self.shape, self.sampling)[0])
 
   @functools.partial(jax.jit, static_argnums=(4, 5))
   def _inpaint(self, key, image, mask, n, num_repeats):
     image, mask = (jnp.broadcast_to(a, (n, *self.shape)) for a in (image, mask))
-    x = inpainting.inpaint(
-        self.levels, self.network, self.weights, generate.fold_in_each(key, jnp.arange(n)), image, mask,
-        self.num_steps, self.noise_scale, num_repeats, self.denoised)
+    x = inpainting.inpaint(self.ebm, _keys(key, n), image, mask, self.sampling, num_repeats)
     return jnp.where(mask, self._clipped(x), image)
 
   @functools.partial(jax.jit, static_argnums=4)
   def _interpolate(self, key, a, b, n):
-    keys_a, keys_b = (generate.fold_in_each(key, jnp.full(n, number)) for number in (a, b))
-    return self._clipped(interpolation.interpolate(
-        self.levels, self.network, self.weights, keys_a, keys_b, jnp.linspace(0, 1, n), self.shape, self.num_steps,
-        self.noise_scale, self.denoised))
+    keys_a, keys_b = (random_keys.example_keys(key, jnp.full(n, number)) for number in (a, b))
+    return self._clipped(
+      interpolation.interpolate(self.ebm, keys_a, keys_b, jnp.linspace(0, 1, n), self.shape, self.sampling)
+    )
 
   # What goes in and out.
 
@@ -286,8 +276,12 @@ class DiffusionEBM(struct.PyTreeNode):
     return jnp.broadcast_to(level, (batch,))
 
 
+def _keys(key, n):
+  return random_keys.example_keys(key, jnp.arange(n))
+
+
 def _to_float(x):
-  return train_step.to_unit_range(x) if x.dtype == jnp.uint8 else x.astype(jnp.float32)
+  return preprocessing.to_unit_range(x) if x.dtype == jnp.uint8 else x.astype(jnp.float32)
 
 
 def _at_least(name, value, low):
@@ -313,9 +307,9 @@ def load(workdir: str, step: int | None = None, config=None) -> DiffusionEBM:
     config = config_lib.load(workdir)
     if config is None:
       raise UserError(f'{workdir} holds no run: train first, with --mode=train and the same --workdir')
-  config, model, weights, step = trained.load(config, workdir, step)
-  log_z = trained.log_z(workdir, step, model.levels.num_models)
-  return _make(config, model, jax.device_put(weights, jax.local_devices()[0]), log_z)
+  config, ebm, shape, step = trained.load(config, workdir, step)
+  log_z = trained.log_z(workdir, step, ebm.levels.num_models)
+  return DiffusionEBM(jax.device_put(ebm, jax.local_devices()[0]), log_z, shape, generate.settings(config))
 
 
 def from_parameters(config, params, spectral=None, log_z=None) -> DiffusionEBM:
@@ -324,7 +318,7 @@ def from_parameters(config, params, spectral=None, log_z=None) -> DiffusionEBM:
   Args:
     config: a configuration, as of `configs/`.
     params: the network's raw parameters, such as `TrainState.ema_params` or those of
-      `diffusion_ebm.energy.published.from_published`.
+      `diffusion_ebm.networks.published_weights.from_published`.
     spectral: vectors of the power iteration, or None to find them; of no use without spectral normalisation.
     log_z: log of each level's normaliser, (T,) in nats, or None.
 
@@ -343,14 +337,6 @@ def from_parameters(config, params, spectral=None, log_z=None) -> DiffusionEBM:
   weights = params
   if config.model.spectral_norm:
     u = spectral_norm.init(jax.random.key(0), params) if spectral is None else spectral
-    weights = jax.jit(generate.normalised)(params, u)
-  return _make(config, model, weights, None if log_z is None else np.asarray(log_z))
-
-
-def _make(config, model, weights, log_z):
-  return DiffusionEBM(
-      weights=weights, log_z=log_z, levels=model.levels,
-      # For one device: `model.network` wants the axis of all.
-      network=energy.make_network(config.model, config.diffusion.num_levels),
-      shape=model.shape, num_steps=generate.generation_steps(config), noise_scale=config.sampling.noise_scale,
-      denoised=config.sampling.denoise)
+    weights = trained.normalised(params, u)
+  log_z = None if log_z is None else np.asarray(log_z)
+  return DiffusionEBM(model.ebm(weights), log_z, model.shape, generate.settings(config))

@@ -14,13 +14,15 @@ known `x_t`: many repeats, with chains that converge, draw from the model's exac
 Source: Gao et al. 2021, section 4 (inpainting); repeats as in Lugmayr et al. 2022, RePaint, algorithm 1.
 """
 
-import jax
+import dataclasses
+
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import energy, langevin, noise_levels, recovery, sampling
-from diffusion_ebm.noise_levels import at
+from diffusion_ebm import langevin, noise_levels, random_keys, recovery, sampling
+from diffusion_ebm.ebm import Ebm, LevelEbm
+from diffusion_ebm.sampling import Settings
 
 MASKS = ('left', 'right', 'top', 'bottom', 'centre', 'random')
 
@@ -42,86 +44,71 @@ def make_mask(name: str, shape, seed: int = 0) -> np.ndarray:
   height, width = shape[:2]
   row, column = np.indices((height, width))
   masks = {
-      'left': column < width // 2, 'right': column >= width - width // 2,
-      'top': row < height // 2, 'bottom': row >= height - height // 2,
-      'centre': (abs(2 * row + 1 - height) <= height / 2) & (abs(2 * column + 1 - width) <= width / 2),
-      'random': np.random.default_rng(seed).random((height, width)) < 0.5}
+    'left': column < width // 2,
+    'right': column >= width - width // 2,
+    'top': row < height // 2,
+    'bottom': row >= height - height // 2,
+    'centre': (abs(2 * row + 1 - height) <= height / 2) & (abs(2 * column + 1 - width) <= width / 2),
+    'random': np.random.default_rng(seed).random((height, width)) < 0.5,
+  }
   if name not in masks:
     raise ValueError(f'mask is {name!r}, not one of {", ".join(MASKS)}')
   return masks[name]
 
 
-def sample_hidden(levels: recovery.Levels, f, x_next, known, mask, t, noise_fn, num_steps: int):
-  """Langevin chains on the hidden part of `p(y_t | x_{t+1})` given the known part.
+def restrict(model: LevelEbm, known, mask) -> LevelEbm:
+  """The model of the hidden part of `y_t`, given the known part.
+
+  A chain of all pixels on it moves the hidden ones as a chain of these alone would: the energy sees the known part
+  alone where it is known, and the quadratic term falls apart into pixels.
 
   Args:
-    levels: the levels.
-    f: the network at these levels, from (B, ...) to (B,).
-    x_next: the noisier variable, (B, ...).
-    known: the known part of `x_t`; the hidden part does not count; like `x_next`.
-    mask: True where hidden, like `x_next`.
-    t: levels, int (B,) in 0..T-1.
-    noise_fn: the noise of each step, as in `recovery.sample_conditional`.
-    num_steps: K, likewise.
-
-  Returns:
-    `x_t`, like `x_next`; where known, `known`.
+    model: `ebm.at(t)`.
+    known: the known part of `x_t`; the hidden part does not count; (B, ...).
+    mask: True where hidden, like `known`.
   """
-  a = at(levels.noise.a_y[1:], t, x_next)
-  # The chain of all pixels, on an energy that sees the known part alone where it is known: what the chain does there
-  # has no effect, and the quadratic term falls apart into pixels.
-  x = recovery.sample_conditional(
-      levels, lambda y: f(jnp.where(mask, y, a * known)), x_next, t, noise_fn, num_steps)
-  return jnp.where(mask, x, known)
+  y_known = model.levels.to_y(known, model.t)
+  return dataclasses.replace(model, f=lambda y: model.f(jnp.where(mask, y, y_known)))
 
 
-def inpaint(
-    levels: recovery.Levels, network, weights, keys, image, mask, num_steps: int, noise_scale: float,
-    num_repeats: int = 1, denoised: bool = False):
+def inpaint(ebm: Ebm, keys, image, mask, settings: Settings, num_repeats: int = 1):
   """Draws the hidden pixels of images given the others.
 
   Args:
-    levels: the levels.
-    network: the energy network.
-    weights: its normalised parameters.
+    ebm: the model.
     keys: one key for each image, (B,); completion i depends on `keys[i]`, its image and its mask alone.
     image: float32 (B, ...), in [-1, 1] for images; what is hidden does not count.
     mask: True where hidden, like `image`.
-    num_steps: K, Langevin steps of each chain.
-    noise_scale: eta, factor of the Langevin noise.
+    settings: how samples are drawn.
     num_repeats: R, chains at each level; the time grows with it.
-    denoised: remove the little noise that is left at level 0, by `sampling.denoise`.
 
   Returns:
     Like `image`, unclipped; where known, exactly `image`.
   """
-  top, shape = levels.num_models, image.shape[1:]
-
-  def fold(keys, number):
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-
-  known_eps, again_eps = (langevin.normal_noise(fold(keys, stream), shape) for stream in (0, 1))
-  chain_keys = fold(keys, 2)
+  levels, shape = ebm.levels, image.shape[1:]
+  top = levels.num_models
+  known_eps, again_eps = (langevin.normal_noise(random_keys.fold_in(keys, stream), shape) for stream in (0, 1))
+  chain_keys = random_keys.fold_in(keys, 2)
 
   def step_down(x_next, t):
     level = jnp.full(len(image), t)
-    f = energy.at_level(network, weights, level)
-    known = noise_levels.posterior(levels.noise, image, x_next, level, known_eps(t))
-    level_keys = fold(chain_keys, t)
+    known = noise_levels.posterior(levels, image, x_next, level, known_eps(t))
+    model = restrict(ebm.at(level), known, mask)
+    level_keys = random_keys.fold_in(chain_keys, t)
 
     def chain_and_back(carry, repeat):
-      noise = langevin.normal_noise(fold(level_keys, repeat), shape, noise_scale)
-      x = sample_hidden(levels, f, carry[0], known, mask, level, noise, num_steps)
+      noise = langevin.normal_noise(random_keys.fold_in(level_keys, repeat), shape, settings.noise_scale)
+      x = recovery.sample_conditional(model, carry[0], noise, settings.num_steps)
+      x = jnp.where(mask, x, known)
       eps = again_eps(t * num_repeats + repeat + 1)
-      x_next = at(levels.noise.a, level + 1, x) * x + at(levels.noise.sigma, level + 1, x) * eps
-      return (x_next, x), None
+      return (noise_levels.diffuse_next(levels, x, level, eps), x), None
 
     (_, x), _ = lax.scan(chain_and_back, (x_next, x_next), jnp.arange(num_repeats))
     return x, None
 
-  start = noise_levels.diffuse(levels.noise, image, jnp.full(len(image), top), known_eps(top))
+  start = noise_levels.diffuse(levels, image, jnp.full(len(image), top), known_eps(top))
   white = langevin.normal_noise(keys, shape)(top)
   x, _ = lax.scan(step_down, jnp.where(mask, white, start), jnp.arange(top), reverse=True)
-  if denoised:
-    x = sampling.denoise(levels, network, weights, x)
+  if settings.denoised:
+    x = sampling.denoise(ebm, x)
   return jnp.where(mask, x, image)

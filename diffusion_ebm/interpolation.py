@@ -13,7 +13,8 @@ Source: Gao et al. 2021, section 4 (interpolation).
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import recovery, sampling
+from diffusion_ebm import sampling
+from diffusion_ebm.ebm import Ebm
 
 
 def mix(a, b, fraction):
@@ -29,35 +30,28 @@ def mix(a, b, fraction):
   return weights[0] * a + weights[1] * b
 
 
-def interpolate(
-    levels: recovery.Levels, network, weights, keys_a, keys_b, fraction, shape, num_steps: int, noise_scale: float,
-    denoised: bool = False):
+def interpolate(ebm: Ebm, keys_a, keys_b, fraction, shape, settings: sampling.Settings):
   """One image for each pair of keys and fraction of the way between their samples.
 
   Args:
-    levels: the levels.
-    network: the energy network.
-    weights: its normalised parameters.
+    ebm: the model.
     keys_a: keys of `sampling.sample`, (B,).
     keys_b: likewise.
     fraction: u, (B,) in [0, 1]: 0 gives the samples of `keys_a`, 1 those of `keys_b`.
     shape: of one sample.
-    num_steps: K, Langevin steps at each level.
-    noise_scale: eta, factor of the Langevin noise.
-    denoised: as of `sampling.sample`.
+    settings: how samples are drawn.
 
   Returns:
     (B, *shape), float32, unclipped.
   """
-  white_a, noise_a = sampling.trajectory_noise(levels, keys_a, shape, noise_scale)
-  white_b, noise_b = sampling.trajectory_noise(levels, keys_b, shape, noise_scale)
+  white_a, noise_a = sampling.trajectory_noise(ebm.levels, keys_a, shape, settings.noise_scale)
+  white_b, noise_b = sampling.trajectory_noise(ebm.levels, keys_b, shape, settings.noise_scale)
 
   def noise(t):
-    of_a, of_b = noise_a(t), noise_b(t)
-    return lambda k: mix(of_a(k), of_b(k), fraction)
+    steps_a, steps_b = noise_a(t), noise_b(t)
+    return lambda k: mix(steps_a(k), steps_b(k), fraction)
 
-  white = mix(white_a, white_b, fraction)
-  return sampling.descend(levels, network, weights, white, noise, num_steps, denoised=denoised)[0]
+  return sampling.descend(ebm, mix(white_a, white_b, fraction), noise, settings)[0]
 
 
 def path_lengths(images: np.ndarray) -> np.ndarray:
@@ -97,10 +91,10 @@ def even_steps(images: np.ndarray, n: int) -> np.ndarray:
     Their indices, rising, (n,).
   """
   flat = images.reshape(len(images), -1).astype(np.float64)
-  distance = np.stack([np.sqrt(np.mean((flat - image)**2, axis=1)) for image in flat])
+  distance = np.stack([np.sqrt(np.mean((flat - image) ** 2, axis=1)) for image in flat])
   distance[np.tril_indices(len(flat))] = np.inf
   longest, _ = _cheapest(distance, n, np.maximum)
-  return _cheapest(np.where(distance > longest, np.inf, (distance - longest)**2), n, np.add)[1]
+  return _cheapest(np.where(distance > longest, np.inf, (distance - longest) ** 2), n, np.add)[1]
 
 
 def _cheapest(cost, n, together):

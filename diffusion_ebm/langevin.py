@@ -13,6 +13,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from diffusion_ebm import random_keys
+
 
 def unadjusted_step(y, score, step_size, noise):
   """One step of the unadjusted Langevin algorithm: `y + (s^2 / 2) score(y) + s noise`.
@@ -44,6 +46,7 @@ def unadjusted_chain(score_fn, y, step_size, noise_fn, num_steps: int):
   Returns:
     The state after the last step, like `y`.
   """
+
   def body(y, k):
     return unadjusted_step(y, score_fn(y), step_size, noise_fn(k)), None
 
@@ -61,8 +64,9 @@ def normal_noise(keys, shape, scale: float = 1.0):
   Returns:
     A function from the index of the step to noise (B, *shape), float32.
   """
+
   def noise(k):
-    return scale * jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, k), shape))(keys)
+    return scale * jax.vmap(lambda key: jax.random.normal(key, shape))(random_keys.fold_in(keys, k))
 
   return noise
 
@@ -75,6 +79,7 @@ class State(NamedTuple):
     log_density: of the target at `y`, unnormalised, (B,), in nats.
     score: its gradient, like `y`.
   """
+
   y: Any
   log_density: Any
   score: Any
@@ -87,6 +92,7 @@ class Info(NamedTuple):
     acceptance: probability with which each chain's proposal is accepted, (B,) in [0, 1].
     accepted: whether it was, bool (B,).
   """
+
   acceptance: Any
   accepted: Any
 
@@ -101,6 +107,7 @@ def init(target, y) -> State:
   Returns:
     The state.
   """
+
   def total(y):
     value = target(y)
     return jnp.sum(value), value
@@ -159,7 +166,7 @@ def hmc(target, state: State, keys, step_size, num_leapfrog: int) -> tuple[State
 
   Source: Neal 2011, MCMC using Hamiltonian dynamics, section 3.
   """
-  momentum_keys, accept_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+  momentum_keys, accept_keys = random_keys.split(keys)
   s = _per_chain(step_size, state.y)
   momentum = _normal(momentum_keys, state.y)
 
@@ -220,9 +227,10 @@ def run(kernel, target, state: State, keys, step_size, num_steps: int, first: in
   Returns:
     `(state, info)` after the steps; `info.acceptance` is the mean over them, `info.accepted` the share, each (B,).
   """
+
   def body(carry, k):
     state, acceptance, accepted = carry
-    state, info = kernel(target, state, jax.vmap(lambda key: jax.random.fold_in(key, k))(keys), step_size)
+    state, info = kernel(target, state, random_keys.fold_in(keys, k), step_size)
     return (state, acceptance + info.acceptance, accepted + info.accepted), None
 
   zeros = jnp.zeros_like(state.log_density)
@@ -240,6 +248,7 @@ class StepSize(NamedTuple):
     error: average of what is missing in acceptance.
     count: updates done.
   """
+
   log_step: Any
   log_average: Any
   log_anchor: Any
@@ -289,9 +298,10 @@ def adapt_step_size(kernel, target, state: State, keys, step_size, num_steps: in
   Returns:
     `(state, step_size)`: the chains after these steps, which are not to be used as samples, and the result.
   """
+
   def body(carry, k):
     state, tuning = carry
-    step_keys = jax.vmap(lambda key: jax.random.fold_in(key, k))(keys)
+    step_keys = random_keys.fold_in(keys, k)
     state, info = kernel(target, state, step_keys, jnp.exp(tuning.log_step))
     return (state, update_step_size(tuning, jnp.mean(info.acceptance), acceptance)), None
 

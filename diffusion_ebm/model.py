@@ -1,4 +1,4 @@
-"""From a configuration to its parts: network, levels, optimiser, and the state before the first step."""
+"""From a configuration to its parts: the model, its optimiser, and the state before the first step."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,9 @@ import numpy as np
 import optax
 
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import energy, optimizer, parallel, recovery, train_step
+from diffusion_ebm import networks, noise_levels, optimizer, train_step
+from diffusion_ebm.ebm import Ebm
+from diffusion_ebm.run import parallel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,32 +20,37 @@ class Model:
   Attributes:
     shape: of one example.
     levels: the noise levels and step sizes.
-    network: the energy network, for use under `pmap` (batch normalisation spans the devices).
+    network: the energy network.
     tx: the optimiser.
     schedule: learning rate as a function of the step.
     state: the initial training state, on all devices.
   """
+
   shape: tuple[int, ...]
-  levels: recovery.Levels
+  levels: noise_levels.Levels
   network: Any
   tx: optax.GradientTransformation
   schedule: optax.Schedule
   state: train_step.TrainState
+
+  def ebm(self, weights) -> Ebm:
+    """The energy-based model with these (normalised) parameters of the network."""
+    return Ebm(weights, self.network, self.levels)
 
 
 def build(config) -> Model:
   """Builds the parts that a resolved, checked configuration describes."""
   size = config.data.image_size
   shape = (2,) if config_lib.is_vector(config) else (size, size, config.data.num_channels)
+  levels = noise_levels.make_levels(
+    config.diffusion.num_levels,
+    config.sampling.step_size,
+    config.sampling.step_size_rule,
+    config.diffusion.temperature,
+    config.train.level_weight,
+  )
+  network = networks.make_network(config.model, levels)
   tx, schedule = optimizer.make_optimizer(config.train)
-  network = energy.make_network(config.model, config.diffusion.num_levels)
-  init = jax.jit(lambda key: train_step.init_state(
-      key, network, tx, np.zeros(shape), config.model.spectral_norm))
-  sampling = config.sampling
-  return Model(
-      shape=shape,
-      levels=recovery.make_levels(
-          config.diffusion.num_levels, sampling.step_size, sampling.step_size_rule, config.diffusion.temperature,
-          config.train.level_weight),
-      network=energy.make_network(config.model, config.diffusion.num_levels, parallel.AXIS),
-      tx=tx, schedule=schedule, state=parallel.replicate(init(jax.random.key(config.seed))))
+  init = jax.jit(lambda key: train_step.init_state(key, network, tx, np.zeros(shape), config.model.spectral_norm))
+  state = parallel.replicate(init(jax.random.key(config.seed)))
+  return Model(shape=shape, levels=levels, network=network, tx=tx, schedule=schedule, state=state)

@@ -1,4 +1,4 @@
-"""Noise levels: the forward process and its constants.
+"""Noise levels: the forward process, its constants, and the Langevin step size of each level.
 
 The forward process is `x_{t+1} = a_{t+1} x_t + sigma_{t+1} eps` with `a = sqrt(1 - sigma^2)`, and the model at
 level t sees `y_t = a_{t+1} x_t`, so that `x_{t+1} = y_t + sigma_{t+1} eps`.
@@ -13,48 +13,87 @@ import jax.numpy as jnp
 import numpy as np
 
 MAX_LEVELS = 1000
+STEP_SIZE_RULES = ('cumulative', 'conditional', 'posterior')
+TEMPERATURES = ('step_size', 'one')
+LEVEL_WEIGHTS = ('published', 'balanced')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays: hashed by identity, so that jit takes it as a constant
 class NoiseLevels:
   """Constants of a diffusion with T energy-based models, t = 0 .. T-1.
 
-  Every array is float64 of shape (T + 1,), indexed by the level of the noisy variable: index 0 is the data with a
-  little noise (sigma 0.01), index T is nearly white noise.
+  Every array is float64. Those of shape (T + 1,) are indexed by the level of the noisy variable: index 0 is the data
+  with a little noise (sigma 0.01), index T is nearly white noise. Those of shape (T,) are indexed by the model.
 
   Attributes:
-    sigma: noise added on the way to this level.
-    a: `sqrt(1 - sigma^2)`, the shrinkage on the way to this level.
-    a_cum: product of `a` up to this level; `x_t = a_cum x + sigma_cum eps`.
-    sigma_cum: `sqrt(1 - a_cum^2)`.
-    a_y: what turns `x_t` into `y_t = a_y[t + 1] x_t`: `a`, but 1 at the last level.
-    is_recovery: 1, but 0 at the last level, where the model is a marginal one and has no quadratic term.
+    sigma: noise added on the way to this level, (T + 1,).
+    a: `sqrt(1 - sigma^2)`, the shrinkage on the way to this level, (T + 1,).
+    a_cum: product of `a` up to this level; `x_t = a_cum x + sigma_cum eps`, (T + 1,).
+    sigma_cum: `sqrt(1 - a_cum^2)`, (T + 1,).
+    a_y: `y_t = a_y x_t`, (T,): `a` of the next level, but 1 for the last model.
+    sigma_y: `x_{t+1} = y_t + sigma_y eps`, (T,): sigma of the next level.
+    is_recovery: 1, but 0 for the last model, which is a marginal one and has no quadratic term, (T,).
   """
+
   sigma: np.ndarray
   a: np.ndarray
   a_cum: np.ndarray
   sigma_cum: np.ndarray
   a_y: np.ndarray
+  sigma_y: np.ndarray
   is_recovery: np.ndarray
 
   @property
   def num_models(self) -> int:
     """T, the number of energy-based models."""
-    return len(self.sigma) - 1
+    return len(self.a_y)
 
   @property
   def log_snr(self) -> np.ndarray:
     """`log(a_cum / sigma_cum)`, half the logarithm of the signal-to-noise ratio, (T + 1,) float64."""
     return np.log(self.a_cum / self.sigma_cum)
 
+  def to_y(self, x, t):
+    """`y_t = a_y x_t`, what the model of a level sees, of `x_t` (B, ...) at levels (B,), integers or real numbers."""
+    return at(self.a_y, t, x) * x
+
+  def to_x(self, y, t):
+    """`x_t` of `y_t`: the inverse of `to_y`."""
+    return y / at(self.a_y, t, y)
+
+  def log_volume(self, t, size: int):
+    """What a log density of `y_t` gains when it becomes one of `x_t`: `size * log a_y`, (B,), for `size` numbers."""
+    return size * jnp.log(at(self.a_y, t, t))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Levels(NoiseLevels):
+  """Noise levels with what the models at them need to be trained and sampled.
+
+  Attributes:
+    step_variance: s_t^2, (T,) float64: the squared Langevin step size.
+    temperature: what the network's output is divided by to give a log density, (T,) float64.
+    weight: of each level's recovery likelihood, in nats, in the loss, (T,) float64.
+  """
+
+  step_variance: np.ndarray
+  temperature: np.ndarray
+  weight: np.ndarray
+
 
 def from_retention(a) -> NoiseLevels:
   """Noise levels from the shrinkage `a` of each step, shape (T + 1,), in (0, 1)."""
   a = np.asarray(a, np.float64)
-  a_cum = np.cumprod(a)
+  sigma, a_cum = np.sqrt(1 - a**2), np.cumprod(a)
   return NoiseLevels(
-      sigma=np.sqrt(1 - a**2), a=a, a_cum=a_cum, sigma_cum=np.sqrt(1 - a_cum**2),
-      a_y=np.append(a[:-1], 1.0), is_recovery=np.append(np.ones(len(a) - 1), 0.0))
+    sigma=sigma,
+    a=a,
+    a_cum=a_cum,
+    sigma_cum=np.sqrt(1 - a_cum**2),
+    a_y=np.append(a[1:-1], 1.0),
+    sigma_y=sigma[1:],
+    is_recovery=np.append(np.ones(len(a) - 2), 0.0),
+  )
 
 
 def make_noise_levels(num_levels: int) -> NoiseLevels:
@@ -67,7 +106,7 @@ def make_noise_levels(num_levels: int) -> NoiseLevels:
     num_levels: from 2 to 1000.
 
   Returns:
-    The constants, of length T + 1.
+    The constants, for T models.
 
   Raises:
     ValueError: for any other number.
@@ -87,18 +126,91 @@ def make_noise_levels(num_levels: int) -> NoiseLevels:
   return from_retention(cum / np.append(1.0, cum[:-1]))
 
 
-def at(values: np.ndarray, t, like):
-  """`values[t]` as float32, shaped to broadcast against `like`: (B,) levels to (B, 1, ..., 1)."""
+def with_steps(noise: NoiseLevels, step_variance, temperature=None, weight=None) -> Levels:
+  """Levels with Langevin steps.
+
+  Args:
+    noise: the forward process.
+    step_variance: s_t^2, (T,).
+    temperature: (T,), or None for the published one, s_t^2.
+    weight: (T,), or None for the published one, `sigma_1 / sigma_{t+1}` for f itself where the temperature is s_t^2;
+      with another temperature it has a factor `s_t^2 / s_0^2`, which keeps what each level counts for.
+  """
+  s2 = np.asarray(step_variance, np.float64)
+  temperature = s2 if temperature is None else np.asarray(temperature, np.float64)
+  if weight is None:
+    weight = noise.sigma_y[0] / noise.sigma_y * s2 * (temperature[0] / s2[0])
+  return Levels(**vars(noise), step_variance=s2, temperature=temperature, weight=np.asarray(weight, np.float64))
+
+
+def make_levels(
+  num_levels: int,
+  step_size: float,
+  step_size_rule: str = 'cumulative',
+  temperature: str = 'step_size',
+  level_weight: str = 'published',
+) -> Levels:
+  """Levels of the paper with one of three rules for the step size.
+
+  Args:
+    num_levels: of `make_noise_levels`.
+    step_size: b^2.
+    step_size_rule: 'cumulative', the published `s_t^2 = b^2 sigma_{t+1}^2 sbar_t / sbar_0`; 'conditional',
+      `s_t^2 = b^2 sigma_{t+1}^2`: the same fraction of the conditional's width where data are spread out; or
+      'posterior', `s_t^2 = b^2 var(y_t | x_{t+1}, x)` (of each coordinate): the same fraction of its width where data
+      are a single point x.
+    temperature: 'step_size', the published one: the log density is `f / s_t^2`; or 'one': it is f itself, in nats.
+    level_weight: 'published', as of `with_steps`; or 'balanced', `(sbar_{t+1} / sigma_{t+1})^2` for the difference of
+      log densities: for little noise it makes every level's loss half the squared error of its score in units of its
+      noise, `sbar_{t+1}^2 |error|^2 / 2`.
+
+  Returns:
+    The levels.
+
+  Raises:
+    ValueError: for another number of levels, another rule, temperature or weight.
+
+  Source: Gao et al. 2021, section 3.4; the variance of 'posterior' is that of Ho et al. 2020, equation 7.
+  """
+  for name, value, choices in (
+    ('step_size_rule', step_size_rule, STEP_SIZE_RULES),
+    ('temperature', temperature, TEMPERATURES),
+    ('level_weight', level_weight, LEVEL_WEIGHTS),
+  ):
+    if value not in choices:
+      raise ValueError(f'{name} is {value!r}, not one of {choices}')
+  noise = make_noise_levels(num_levels)
+  s2 = step_size * noise.sigma_y**2
+  if step_size_rule == 'cumulative':
+    s2 = s2 * noise.sigma_cum[:-1] / noise.sigma_cum[0]
+  elif step_size_rule == 'posterior':
+    s2 = step_size / (noise.is_recovery / noise.sigma_y**2 + 1 / (noise.a_y * noise.sigma_cum[:-1]) ** 2)
+  return with_steps(
+    noise,
+    s2,
+    None if temperature == 'step_size' else np.ones_like(s2),
+    None if level_weight == 'published' else (noise.sigma_cum[1:] / noise.sigma_y) ** 2,
+  )
+
+
+def at(values, t, like):
+  """`values[t]` as float32, shaped to broadcast against `like`: (B,) levels to (B, 1, ..., 1).
+
+  At real levels, `between`.
+  """
+  t = jnp.asarray(t)
+  if jnp.issubdtype(t.dtype, jnp.floating):
+    return between(values, t, like)
   return _broadcastable(jnp.asarray(values, jnp.float32)[t], like)
 
 
-def between(values: np.ndarray, t, like):
+def between(values, t, like):
   """Likewise at real levels (B,), in [0, len(values) - 1]: on the straight lines between the values."""
   values = jnp.asarray(values, jnp.float32)
   return _broadcastable(jnp.interp(t, jnp.arange(len(values), dtype=jnp.float32), values), like)
 
 
-def powers_between(log_snr: np.ndarray, t, like):
+def powers_between(log_snr, t, like):
   """`(a_cum^2, sigma_cum^2)` at real levels, likewise, from `log_snr` of the levels."""
   twice = 2 * between(log_snr, t, like)
   return jax.nn.sigmoid(twice), jax.nn.sigmoid(-twice)
@@ -123,6 +235,11 @@ def diffuse(levels: NoiseLevels, x, t, eps):
   return at(levels.a_cum, t, x) * x + at(levels.sigma_cum, t, x) * eps
 
 
+def diffuse_next(levels: NoiseLevels, x_t, t, eps):
+  """One step of the forward process, `x_{t+1} = a_{t+1} x_t + sigma_{t+1} eps`; arguments as of `diffuse`."""
+  return at(levels.a, t + 1, x_t) * x_t + at(levels.sigma, t + 1, x_t) * eps
+
+
 def diffuse_pair(levels: NoiseLevels, x, t, eps_t, eps_next):
   """The neighbours `(x_t, x_{t+1})` that recovery likelihood learns from.
 
@@ -139,7 +256,7 @@ def diffuse_pair(levels: NoiseLevels, x, t, eps_t, eps_next):
   Source: Gao et al. 2021, equation 12.
   """
   x_t = diffuse(levels, x, t, eps_t)
-  return x_t, at(levels.a, t + 1, x) * x_t + at(levels.sigma, t + 1, x) * eps_next
+  return x_t, diffuse_next(levels, x_t, t, eps_next)
 
 
 def posterior(levels: NoiseLevels, x, x_next, t, eps):
@@ -158,6 +275,9 @@ def posterior(levels: NoiseLevels, x, x_next, t, eps):
   Source: Ho et al. 2020, Denoising diffusion probabilistic models, equations 6 and 7.
   """
   a, a_cum = levels.a[1:], levels.a_cum[:-1]
-  step, now, after = levels.sigma[1:]**2, levels.sigma_cum[:-1]**2, levels.sigma_cum[1:]**2
-  return (at(a * now / after, t, x) * x_next + at(a_cum * step / after, t, x) * x
-          + at(np.sqrt(step * now / after), t, x) * eps)
+  step, now, after = levels.sigma[1:] ** 2, levels.sigma_cum[:-1] ** 2, levels.sigma_cum[1:] ** 2
+  return (
+    at(a * now / after, t, x) * x_next
+    + at(a_cum * step / after, t, x) * x
+    + at(np.sqrt(step * now / after), t, x) * eps
+  )

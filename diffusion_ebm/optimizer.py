@@ -1,4 +1,4 @@
-"""The published optimisers: Adam and Adamax with Keras' arithmetic, warm-up, cosine decay, clipping.
+"""The published optimiser: Adam with Keras' arithmetic, warm-up, cosine decay, clipping.
 
 Optax's own Adam adds epsilon after the bias correction, Keras' before it; with the published epsilon of 1e-7 the two
 differ where gradients are tiny, and the aim here is the published numbers.
@@ -7,8 +7,6 @@ differ where gradients are tiny, and the aim here is the published numbers.
 import jax
 import jax.numpy as jnp
 import optax
-
-OPTIMIZERS = ('adam', 'adamax')
 
 
 def learning_rate_schedule(peak: float, warmup_steps: int, decay_steps: int | None = None):
@@ -22,6 +20,7 @@ def learning_rate_schedule(peak: float, warmup_steps: int, decay_steps: int | No
   Returns:
     A function from the step (from 0) to the learning rate.
   """
+
   def schedule(step):
     rate = peak * jnp.minimum(1.0, (step + (warmup_steps == 0)) / max(warmup_steps, 1))
     if decay_steps is not None:
@@ -37,22 +36,7 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-7) -> opta
 
   Source: Kingma and Ba 2015, the remark at the end of section 2, as in Keras.
   """
-  def direction(m, v, n):
-    return jnp.sqrt(1 - b2**n) / (1 - b1**n) * m / (jnp.sqrt(v) + eps)
 
-  return _scale_by_moments(b1, lambda g, v: b2 * v + (1 - b2) * g**2, direction)
-
-
-def scale_by_adamax(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-7) -> optax.GradientTransformation:
-  """Adamax with epsilon beside the infinity norm: `m / (1 - b1^n) / (v + eps)`.
-
-  Source: Kingma and Ba 2015, algorithm 2, as in Keras.
-  """
-  return _scale_by_moments(
-      b1, lambda g, v: jnp.maximum(b2 * v, jnp.abs(g)), lambda m, v, n: m / (1 - b1**n) / (v + eps))
-
-
-def _scale_by_moments(b1, second_moment, direction):
   def init(params):
     mu, nu = optax.tree.zeros_like(params), optax.tree.zeros_like(params)  # apart, so that both can be donated
     return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mu, nu)
@@ -62,8 +46,8 @@ def _scale_by_moments(b1, second_moment, direction):
     count = optax.safe_increment(state.count)
     n = count.astype(jnp.float32)
     mu = jax.tree.map(lambda g, m: b1 * m + (1 - b1) * g, grads, state.mu)
-    nu = jax.tree.map(second_moment, grads, state.nu)
-    updates = jax.tree.map(lambda m, v: direction(m, v, n), mu, nu)
+    nu = jax.tree.map(lambda g, v: b2 * v + (1 - b2) * g**2, grads, state.nu)
+    updates = jax.tree.map(lambda m, v: jnp.sqrt(1 - b2**n) / (1 - b1**n) * m / (jnp.sqrt(v) + eps), mu, nu)
     return updates, optax.ScaleByAdamState(count, mu, nu)
 
   return optax.GradientTransformation(init, update)
@@ -72,12 +56,13 @@ def _scale_by_moments(b1, second_moment, direction):
 def make_optimizer(train) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """The optimiser of the configuration's `train` section, and its learning rate as a function of the step."""
   schedule = learning_rate_schedule(
-      train.learning_rate, train.warmup_steps, train.num_steps if train.cosine_decay else None)
-  scale = {'adam': scale_by_adam, 'adamax': scale_by_adamax}[train.optimizer]
+    train.learning_rate, train.warmup_steps, train.num_steps if train.cosine_decay else None
+  )
   return optax.chain(
-      optax.clip_by_global_norm(train.grad_clip) if train.grad_clip else optax.identity(),
-      scale(b1=train.beta_1),
-      optax.scale_by_learning_rate(schedule)), schedule
+    optax.clip_by_global_norm(train.grad_clip) if train.grad_clip else optax.identity(),
+    scale_by_adam(b1=train.beta_1),
+    optax.scale_by_learning_rate(schedule),
+  ), schedule
 
 
 def ema_update(ema, params, decay: float):

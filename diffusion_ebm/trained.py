@@ -1,16 +1,41 @@
 """A trained model, from its workdir."""
 
+import os
+from typing import NamedTuple
+
 import jax
+import ml_collections
 import numpy as np
 
-from diffusion_ebm import checkpoints, generate, parallel
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
-from diffusion_ebm.density import results
-from diffusion_ebm.errors import UserError
+from diffusion_ebm import older_versions
+from diffusion_ebm.ebm import Ebm
+from diffusion_ebm.networks import spectral_norm
+from diffusion_ebm.run import checkpoints, files, parallel
+from diffusion_ebm.run.errors import UserError
+
+# The parameters' average has no power iteration of its own: enough steps for it to converge again.
+_POWER_ITERATIONS = 30
 
 
-def restore(config, workdir: str, step: int | None = None):
+class Trained(NamedTuple):
+  """A trained model.
+
+  Attributes:
+    config: the resolved configuration.
+    ebm: the model with the averaged parameters, on all devices.
+    shape: of one example.
+    step: of the checkpoint.
+  """
+
+  config: ml_collections.ConfigDict
+  ebm: Ebm
+  shape: tuple[int, ...]
+  step: int
+
+
+def load(config, workdir: str, step: int | None = None) -> Trained:
   """Reads a checkpoint.
 
   Args:
@@ -18,63 +43,48 @@ def restore(config, workdir: str, step: int | None = None):
     workdir: of a training job.
     step: the checkpoint's, or None for the newest.
 
-  Returns:
-    `(config, model, state)`: the resolved configuration, the parts of `diffusion_ebm.model.build`, and the state, on
-    all devices.
-
   Raises:
     UserError: something that the user can mend.
   """
+  config = check(config, workdir)
+  checkpoints.check_any(workdir)
+  model = model_lib.build(config)
+  return Trained(config, *read(model, workdir, step))
+
+
+def check(config, workdir: str) -> ml_collections.ConfigDict:
+  """The resolved configuration; raises a `UserError` where it is wrong, or not that of the workdir."""
   config = config_lib.resolve(config)
   config_lib.check(config, 1)
   config_lib.check_same_run(config, workdir, free=('seed', 'train', 'sampling.num_steps'))
+  return config
+
+
+def read(model: model_lib.Model, workdir: str, step: int | None = None) -> tuple[Ebm, tuple[int, ...], int]:
+  """`(ebm, shape, step)` of a checkpoint, as of `Trained`, for a model that has been built before."""
   manager = checkpoints.open_for_reading(workdir)
-  model = model_lib.build(config)
-  state, _ = checkpoints.restore(manager, model.state, step)
-  manager.close()
-  return config, model, state
+  try:
+    state, _ = checkpoints.restore(manager, model.state, step, lacking=older_versions.LACKING)
+  finally:
+    manager.close()
+  return model.ebm(parallel.replicate(ema_weights(state))), model.shape, int(state.step)
 
 
-def load(config, workdir: str, step: int | None = None):
-  """Reads a checkpoint for generation alone; arguments and errors as of `restore`.
-
-  Returns:
-    `(config, model, weights, step)`: the averaged and normalised parameters, on all devices, in place of the state, and
-    the checkpoint's step.
-  """
-  config, model, state = restore(config, workdir, step)
-  return config, model, parallel.replicate(jax.jit(generate.ema_weights)(state)), int(state.step)
+@jax.jit
+def ema_weights(state):
+  """The averaged parameters of a `TrainState`, normalised, as the network takes them."""
+  return normalised(state.ema_params, state.spectral)
 
 
-def check_seed(seed: int):
-  """Raises a `UserError` for a --seed that is none."""
-  if not 0 <= seed < 2**32:
-    raise UserError(f'--seed is {seed}, not in 0 .. 2^32 - 1')
+@jax.jit
+def normalised(params, u):
+  """Parameters as the network takes them, from raw ones and vectors `u` that belong to similar ones."""
+  return spectral_norm.normalise(params, spectral_norm.iterate(params, u, _POWER_ITERATIONS))
 
 
-def check_own_density(config, purpose: str):
-  """Raises a `UserError` where an example's energy depends on others: then there is no density to follow, say."""
-  if config.model.norm == 'batch':
-    raise UserError(
-        f"with model.norm='batch' an image's energy depends on its batch: there is no density to {purpose}")
-
-
-def check_images(config, mode: str):
-  """Raises a `UserError` for a mode that is for images where the data are vectors."""
-  if config_lib.is_vector(config):
-    raise UserError(f'--mode={mode} is for images, not for {config.data.name}: name the --workdir of an image run')
-
-
-def check_at_least(name: str, value: int, low: int = 1):
-  """Raises a `UserError` for a flag that is too small."""
-  if value < low:
-    raise UserError(f'--{name} is {value}, but must be at least {low}')
-
-
-def check_finite(x: np.ndarray, step: int):
-  """Raises a `UserError` for results that hold NaN or infinity."""
-  if not np.all(np.isfinite(x)):
-    raise UserError(f'the chains diverged at step {step}: try another --step or a smaller --config.sampling.step_size')
+def density_results(workdir: str) -> str:
+  """The file in which the density job keeps what it found."""
+  return os.path.join(workdir, 'density', 'results.json')
 
 
 def log_z(workdir: str, step: int, num_models: int):
@@ -91,12 +101,35 @@ def log_z(workdir: str, step: int, num_models: int):
   Raises:
     UserError: the file cannot be read.
   """
-  def by_level(record):
-    if record['step'] != step:
+  path = density_results(workdir)
+  try:
+    record = files.read_json(path)
+    if record is None or record['step'] != step:
       return None
     values = np.full(num_models, np.nan)
     for entry in record['log_z']:
       values[entry['level']] = entry['log_z']
     return values
+  except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+    raise UserError(f'{path} cannot be read ({error}): run --mode=density again') from error
 
-  return results.read(workdir, by_level)
+
+# What the jobs refuse alike.
+
+
+def check_seed(seed: int):
+  """Raises a `UserError` for a --seed that is none."""
+  if not 0 <= seed < 2**32:
+    raise UserError(f'--seed is {seed}, not in 0 .. 2^32 - 1')
+
+
+def check_images(config, mode: str):
+  """Raises a `UserError` for a mode that is for images where the data are vectors."""
+  if config_lib.is_vector(config):
+    raise UserError(f'--mode={mode} is for images, not for {config.data.name}: name the --workdir of an image run')
+
+
+def check_finite(x: np.ndarray, step: int):
+  """Raises a `UserError` for results that hold NaN or infinity."""
+  if not np.all(np.isfinite(x)):
+    raise UserError(f'the chains diverged at step {step}: try another --step or a smaller --config.sampling.step_size')

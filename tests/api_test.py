@@ -13,23 +13,24 @@ import numpy as np
 from scipy import stats
 
 import diffusion_ebm
-from diffusion_ebm import UserError, checkpoints, generate, inpainting, recovery, sample, sampling
+from diffusion_ebm import UserError, inpainting, noise_levels, preprocessing, random_keys, sampling
 from diffusion_ebm import config as config_lib
+from diffusion_ebm.jobs import sample
+from diffusion_ebm.run import checkpoints
 from tests import testing
 
 _COVARIANCE = np.array([[0.25, 0.2], [0.2, 0.25]])
 
 
 def gaussian_model(log_z=None):
-  levels = recovery.make_levels(6, 0.06, 'conditional')
-  network = testing.GaussianNetwork(levels, _COVARIANCE)
+  levels = noise_levels.make_levels(6, 0.06, 'conditional')
+  ebm = testing.gaussian_ebm(levels, _COVARIANCE)
   return diffusion_ebm.DiffusionEBM(
-      weights={}, log_z=network.log_z() if log_z is None else log_z, levels=levels, network=network, shape=(2,),
-      num_steps=3, noise_scale=1.0, denoised=False)
+    ebm, log_z=ebm.network.log_z() if log_z is None else log_z, shape=(2,), sampling=sampling.Settings(3)
+  )
 
 
 class DensityTest(absltest.TestCase):
-
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
@@ -37,10 +38,11 @@ class DensityTest(absltest.TestCase):
     cls.x = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
 
   def test_log_prob_is_the_log_density(self):
-    noise = self.model.levels.noise
+    levels = self.model.ebm.levels
     for t in (0, 5):
       law = stats.multivariate_normal(
-          np.zeros(2), noise.a_cum[t]**2 * _COVARIANCE + noise.sigma_cum[t]**2 * np.eye(2))
+        np.zeros(2), levels.a_cum[t] ** 2 * _COVARIANCE + levels.sigma_cum[t] ** 2 * np.eye(2)
+      )
       # Up to 100 nats in float32.
       np.testing.assert_allclose(self.model.log_prob(self.x, t), law.logpdf(self.x), rtol=1e-5, atol=1e-4)
     np.testing.assert_array_equal(self.model.log_prob(self.x), self.model.log_prob(self.x, 0))
@@ -48,7 +50,8 @@ class DensityTest(absltest.TestCase):
   def test_log_prob_is_minus_energy_less_log_z_and_score_its_gradient(self):
     level = np.array([0, 3, 5])
     np.testing.assert_allclose(
-        self.model.log_prob(self.x, level), -self.model.energy(self.x, level) - self.model.log_z[level], rtol=1e-5)
+      self.model.log_prob(self.x, level), -self.model.energy(self.x, level) - self.model.log_z[level], rtol=1e-5
+    )
     gradient = jax.grad(lambda x: jnp.sum(self.model.log_prob(x, level)))(jnp.asarray(self.x))
     np.testing.assert_allclose(self.model.score(self.x, level), gradient, rtol=1e-5)
 
@@ -62,48 +65,47 @@ class DensityTest(absltest.TestCase):
 
   def test_diffused_data_have_the_moments_of_the_level(self):
     x = self.model.diffuse(jax.random.key(0), np.ones((20_000, 2)), 3)
-    noise = self.model.levels.noise
-    np.testing.assert_allclose(np.mean(x), noise.a_cum[3], atol=0.02)  # 4 standard errors of 0.005
-    np.testing.assert_allclose(np.std(x), noise.sigma_cum[3], rtol=0.02)
+    levels = self.model.ebm.levels
+    np.testing.assert_allclose(np.mean(x), levels.a_cum[3], atol=0.02)  # 4 standard errors of 0.005
+    np.testing.assert_allclose(np.std(x), levels.sigma_cum[3], rtol=0.02)
 
   def test_conditional_samples_have_the_law_of_the_conditional(self):
-    model = self.model.replace(num_steps=100)
+    model = self.model.replace(sampling=sampling.Settings(100))
     x_next = np.broadcast_to(np.float32([0.5, -0.5]), (10_000, 2))
     x = model.conditional_sample(jax.random.key(1), x_next, 2)
-    noise = model.levels.noise
-    prior = np.linalg.inv(model.network.covariance[2])
-    covariance = np.linalg.inv(prior + np.eye(2) / noise.sigma[3]**2)  # of y_2
-    a = noise.a[3]
-    np.testing.assert_allclose(np.mean(x, 0), covariance @ x_next[0] / noise.sigma[3]**2 / a, atol=0.02)
+    levels = model.ebm.levels
+    prior = np.linalg.inv(model.ebm.network.covariance[2])
+    covariance = np.linalg.inv(prior + np.eye(2) / levels.sigma[3] ** 2)  # of y_2
+    a = levels.a[3]
+    np.testing.assert_allclose(np.mean(x, 0), covariance @ x_next[0] / levels.sigma[3] ** 2 / a, atol=0.02)
     # Monte-Carlo error 1.4 %, the chain's bias at most 2 %.
     np.testing.assert_allclose(np.cov(np.asarray(x).T), covariance / a**2, rtol=0.08, atol=0.005)
 
 
 class WrongInputTest(absltest.TestCase):
-
   def test_it_is_refused_in_one_line(self):
     model, key, x = gaussian_model(), jax.random.key(0), np.zeros((3, 2))
     for call, message in (
-        (lambda: model.energy(np.zeros(2), 0), r'x has shape \(2,\), not \(B, 2\)'),
-        (lambda: model.score(np.zeros((3, 4)), 0), r'x has shape \(3, 4\), not'),
-        (lambda: model.energy(x, 6), 'level 6 is out of range: the levels are 0 to 5'),
-        (lambda: model.energy(x, -1), 'level -1 is out of range'),
-        (lambda: model.diffuse(key, x, 7), 'level 7 is out of range: the levels are 0 to 6'),
-        (lambda: model.log_prob(x, [0, 1]), r'level is \[0 1\], neither'),
-        (lambda: model.energy(x, 0.5), 'level is 0.5, neither'),
-        (lambda: model.sample(key, 0), 'n is 0, but must be at least 1'),
-        (lambda: model.interpolate(key, 0, 1, 1), 'n is 1, but must be at least 2'),
-        (lambda: model.interpolate(key, -1, 1, 5), 'a is -1'),
-        (lambda: model.inpaint(key, x, [True, False]), r'image has shape \(3, 2\), not \(2,\)'),
-        (lambda: model.inpaint(key, x[0], [1, 0]), 'mask is int32, not bool'),
-        (lambda: model.inpaint(key, x[0], [True] * 3), r'mask has shape \(3,\), not \(2,\)'),
-        (lambda: model.inpaint(key, x[0], [True, False], num_repeats=0), 'num_repeats is 0')):
+      (lambda: model.energy(np.zeros(2), 0), r'x has shape \(2,\), not \(B, 2\)'),
+      (lambda: model.score(np.zeros((3, 4)), 0), r'x has shape \(3, 4\), not'),
+      (lambda: model.energy(x, 6), 'level 6 is out of range: the levels are 0 to 5'),
+      (lambda: model.energy(x, -1), 'level -1 is out of range'),
+      (lambda: model.diffuse(key, x, 7), 'level 7 is out of range: the levels are 0 to 6'),
+      (lambda: model.log_prob(x, [0, 1]), r'level is \[0 1\], neither'),
+      (lambda: model.energy(x, 0.5), 'level is 0.5, neither'),
+      (lambda: model.sample(key, 0), 'n is 0, but must be at least 1'),
+      (lambda: model.interpolate(key, 0, 1, 1), 'n is 1, but must be at least 2'),
+      (lambda: model.interpolate(key, -1, 1, 5), 'a is -1'),
+      (lambda: model.inpaint(key, x, [True, False]), r'image has shape \(3, 2\), not \(2,\)'),
+      (lambda: model.inpaint(key, x[0], [1, 0]), 'mask is int32, not bool'),
+      (lambda: model.inpaint(key, x[0], [True] * 3), r'mask has shape \(3,\), not \(2,\)'),
+      (lambda: model.inpaint(key, x[0], [True, False], num_repeats=0), 'num_repeats is 0'),
+    ):
       with self.subTest(message), self.assertRaisesRegex(UserError, rf'\A{message}[^\n]*\Z'):
         call()
 
 
 class WorkdirTest(absltest.TestCase):
-
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
@@ -111,14 +113,16 @@ class WorkdirTest(absltest.TestCase):
     cls.config = testing.digits_config()
     testing.save_first_state(cls.config, cls.workdir, step=7)
     cls.model = diffusion_ebm.load(cls.workdir)
-    cls.key = generate.stream_key(3)
+    cls.key = random_keys.stream_key(3)
     cls.samples = cls.model.sample(cls.key, 5)
 
   def test_samples_are_those_of_the_command_line(self):
-    sample.sample(self.config, self.workdir, 5, 3)
+    config = self.config.copy_and_resolve_references()
+    config.sampling.num_samples = 5
+    sample.run(config, self.workdir, 3)
     with np.load(os.path.join(self.workdir, 'samples', 'samples_7_seed3.npz'), allow_pickle=False) as file:
       expected = file['samples'].astype(int)
-    ours = np.asarray(sampling.to_uint8(self.samples)).astype(int)
+    ours = np.asarray(preprocessing.to_uint8(self.samples)).astype(int)
     self.assertLessEqual(np.max(np.abs(ours - expected)), 1)  # a value on the edge may round to either side
     self.assertLess(np.mean(ours != expected), 0.02)
     self.assertEqual(self.samples.shape, (5, 8, 8, 1))
@@ -131,12 +135,12 @@ class WorkdirTest(absltest.TestCase):
 
   def test_completions_keep_what_is_known_and_differ_elsewhere(self):
     mask = inpainting.make_mask('right', (8, 8))
-    image = np.asarray(sampling.to_uint8(self.samples[0]))
+    image = np.asarray(preprocessing.to_uint8(self.samples[0]))
     completions = self.model.inpaint(self.key, image, mask, 2, num_repeats=1)
     self.assertEqual(completions.shape, (2, 8, 8, 1))
     known = image[~mask] / np.float32(127.5) - 1
     np.testing.assert_allclose(completions[:, ~mask], np.broadcast_to(known, (2, 32, 1)), rtol=0, atol=1e-7)
-    np.testing.assert_array_equal(np.asarray(sampling.to_uint8(completions))[:, ~mask], [image[~mask]] * 2)
+    np.testing.assert_array_equal(np.asarray(preprocessing.to_uint8(completions))[:, ~mask], [image[~mask]] * 2)
     self.assertGreater(np.std(completions[0][mask] - completions[1][mask]), 0.1)
 
   def test_all_may_be_called_inside_jit_with_the_model_as_an_argument(self):
@@ -180,10 +184,11 @@ class WorkdirTest(absltest.TestCase):
 
 
 class ImportTest(absltest.TestCase):
-
   def test_the_package_alone_imports_nothing_and_knows_its_names(self):
-    code = ('import sys, jax, flax, optax; before = set(sys.modules); import diffusion_ebm; '
-            'print(sorted(set(sys.modules) - before)); print({"load", "DiffusionEBM"} <= set(dir(diffusion_ebm)))')
+    code = (
+      'import sys, jax, flax, optax; before = set(sys.modules); import diffusion_ebm; '
+      'print(sorted(set(sys.modules) - before)); print({"load", "DiffusionEBM"} <= set(dir(diffusion_ebm)))'
+    )
     result = subprocess.run([sys.executable, '-c', code], cwd=testing.ROOT, capture_output=True, text=True, check=True)
     self.assertEqual(result.stdout.splitlines(), ["['diffusion_ebm']", 'True'])
 

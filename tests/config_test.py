@@ -1,9 +1,9 @@
 import glob
 import importlib
-import json
 import os
 import pathlib
 import re
+import tempfile
 
 from absl.testing import absltest, parameterized
 import jax
@@ -11,16 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 
-from configs import default, digits, toy2d_t1k
+from configs import default, digits
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import data, train_step
 from diffusion_ebm import model as model_lib
-from diffusion_ebm.errors import UserError
+from diffusion_ebm.run.errors import UserError
+from tests import testing
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NAMES = sorted(
-    name for name in (os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, 'configs', '*.py')))
-    if name not in ('__init__', 'default'))
+  name
+  for name in (os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, 'configs', '*.py')))
+  if name not in ('__init__', 'default')
+)
 OWN = ('digits', 'toy2d', 'images', 'images_small', 'digits_t1k', 'digits_density', 'toy2d_t1k')
 TFDS = [name for name in NAMES if name not in OWN]
 
@@ -30,38 +33,82 @@ def get(name):
 
 
 class ConfigsTest(parameterized.TestCase):
-
   def test_there_is_one_of_each_name(self):
-    self.assertEqual(NAMES, sorted([
-        'digits', 'toy2d', 'mnist', 'cifar10', 'cifar100', 'svhn', 'celeba64', 'lsun_church64', 'lsun_bedroom64',
-        'lsun_church128', 'lsun_bedroom128', 'celebahq128', 'celebahq256', 'images',
-        'images_small', 'cifar10_t1k', 'digits_t1k', 'digits_density', 'toy2d_t1k']))
+    self.assertEqual(
+      NAMES,
+      sorted(
+        [
+          'digits',
+          'toy2d',
+          'mnist',
+          'cifar10',
+          'cifar100',
+          'svhn',
+          'celeba64',
+          'lsun_church64',
+          'lsun_bedroom64',
+          'lsun_church128',
+          'lsun_bedroom128',
+          'celebahq128',
+          'celebahq256',
+          'images',
+          'images_small',
+          'cifar10_t1k',
+          'digits_t1k',
+          'digits_density',
+          'toy2d_t1k',
+        ]
+      ),
+    )
 
   @parameterized.parameters(*NAMES)
   def test_nothing_is_wrong_with_it(self, name):
     config_lib.check(config_lib.resolve(get(name)), 1)
 
   @parameterized.parameters(
-      ('cifar10', 8, 256, 0.9, (1, 2, 2, 2)), ('celeba64', 6, 128, 0.5, (1, 2, 2, 2, 4)),
-      ('lsun_church64', 2, 128, 0.9, (1, 2, 2, 2, 4)), ('lsun_bedroom64', 2, 128, 0.9, (1, 2, 2, 2, 4)),
-      ('lsun_church128', 2, 64, 0.5, (1, 2, 2, 2, 4, 4)), ('lsun_bedroom128', 5, 64, 0.5, (1, 2, 2, 2, 4, 4)),
-      ('celebahq256', 2, 64, 0.5, (1, 1, 2, 2, 2, 4, 4)))
+    ('cifar10', 8, 256, 0.9, (1, 2, 2, 2)),
+    ('celeba64', 6, 128, 0.5, (1, 2, 2, 2, 4)),
+    ('lsun_church64', 2, 128, 0.9, (1, 2, 2, 2, 4)),
+    ('lsun_bedroom64', 2, 128, 0.9, (1, 2, 2, 2, 4)),
+    ('lsun_church128', 2, 64, 0.5, (1, 2, 2, 2, 4, 4)),
+    ('lsun_bedroom128', 5, 64, 0.5, (1, 2, 2, 2, 4, 4)),
+    ('celebahq256', 2, 64, 0.5, (1, 1, 2, 2, 2, 4, 4)),
+  )
   def test_published_settings(self, name, blocks, batch, beta_1, ch_mult):
     config = config_lib.resolve(get(name))
     model, sampling, train = config.model, config.sampling, config.train
-    self.assertEqual((model.num_res_blocks, train.batch_size, train.beta_1, model.ch_mult),
-                     (blocks, batch, beta_1, ch_mult))
-    self.assertEqual((model.ch, model.act, model.final_act, model.norm, model.dropout, model.shortcut),
-                     (128, 'lrelu', 'relu', 'none', 0.0, 'conv'))
+    self.assertEqual(
+      (model.num_res_blocks, train.batch_size, train.beta_1, model.ch_mult), (blocks, batch, beta_1, ch_mult)
+    )
+    self.assertEqual(
+      (model.ch, model.act, model.final_act, model.norm, model.dropout, model.shortcut),
+      (128, 'lrelu', 'relu', 'none', 0.0, 'conv'),
+    )
     self.assertTrue(model.spectral_norm and model.use_scale and config.data.random_flip)
     self.assertFalse(model.resample_with_conv or model.attention_resolutions or train.cosine_decay or train.grad_clip)
-    self.assertEqual((config.diffusion.num_levels, sampling.num_steps, sampling.step_size, sampling.step_size_rule,
-                      sampling.noise_scale, sampling.generation_steps), (6, 30, 2e-4, 'cumulative', 0.99, 0))
-    self.assertEqual((train.optimizer, train.learning_rate, train.warmup_steps, train.ema_decay),
-                     ('adam', 1e-4, 1000, 0.999))
+    self.assertEqual(
+      (
+        config.diffusion.num_levels,
+        sampling.num_steps,
+        sampling.step_size,
+        sampling.step_size_rule,
+        sampling.noise_scale,
+        sampling.generation_steps,
+      ),
+      (6, 30, 2e-4, 'cumulative', 0.99, 0),
+    )
+    self.assertEqual((train.learning_rate, train.warmup_steps, train.ema_decay), (1e-4, 1000, 0.999))
 
-  @parameterized.parameters(*NAMES)
+  @parameterized.parameters('digits', 'toy2d_t1k')
   def test_its_network_takes_one_step_on_its_data(self, name):
+    self.take_one_step(name)
+
+  @testing.long
+  @parameterized.parameters(*(name for name in NAMES if name not in ('digits', 'toy2d_t1k')))
+  def test_each_network_takes_one_step_on_its_data(self, name):
+    self.take_one_step(name)
+
+  def take_one_step(self, name):
     config = config_lib.resolve(get(name))
     config.model.update({'ch': 4, 'num_res_blocks': 1})
     config.sampling.num_steps = 1
@@ -77,11 +124,12 @@ class ConfigsTest(parameterized.TestCase):
       batch = data.load_source(config.data, 'train').read(np.arange(2))
     model = model_lib.build(config)
     self.assertEqual(batch.shape[1:], model.shape)
-    network = model.network.clone(axis_name=None) if config.model.name == 'resnet' else model.network
     settings = train_step.StepSettings(0, 1, 0.5, config.data.random_flip)
-    state, metrics = jax.jit(lambda state, batch: train_step.train_step(
-        state, batch, jnp.arange(2), network=network, levels=model.levels, tx=model.tx, settings=settings))(
-            model.state, batch)
+    state, metrics = jax.jit(
+      lambda state, batch: train_step.train_step(
+        state, batch, jnp.arange(2), make_ebm=model.ebm, tx=model.tx, settings=settings
+      )
+    )(model.state, batch)
     self.assertTrue(np.isfinite(metrics['loss']))
     moved = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), state.params, model.state.params)
     self.assertGreater(max(jax.tree.leaves(moved)), 0)
@@ -92,42 +140,94 @@ class ConfigsTest(parameterized.TestCase):
     self.assertEqual(config.model.ch_mult, ())
 
   def test_every_default_is_read_by_something(self):
-    source = ''.join(pathlib.Path(path).read_text(encoding='utf-8')
-                     for path in glob.glob(os.path.join(ROOT, 'diffusion_ebm', '**', '*.py'), recursive=True))
+    source = ''.join(
+      pathlib.Path(path).read_text(encoding='utf-8')
+      for path in glob.glob(os.path.join(ROOT, 'diffusion_ebm', '**', '*.py'), recursive=True)
+    )
     for key, _ in config_lib._flatten(default.get_config().to_dict()):
       if key not in ('data.train_split', 'data.test_split'):  # read as data[f'{split}_split'] or by name
         self.assertRegex(source, r'\.' + re.escape(key.rpartition('.')[2]) + r'\b', key)
 
 
 class CheckTest(parameterized.TestCase):
-
   @parameterized.parameters(
-      ('seed', -1), ('data.name', ''), ('data.max_memory_gb', 0.0), ('data.num_workers', -1),
-      ('data.num_channels', 2), ('data.image_size', 7), ('data.image_size', 0), ('data.grey_levels', 1),
-      ('model.quadratic', -1.0), ('diffusion.temperature', 'two'), ('train.objective', 'ml'),
-      ('train.level_weight', 'x'), ('train.time_score', -1.0), ('train.score_matching', -1.0),
-      ('model.level_embedding', 'x'),
-      ('sampling.num_steps', -1), ('sampling.generation_steps', -2), ('density.split', 'all'),
-      ('density.kernel', 'ula'),
-      ('density.num_leapfrog', 0), ('density.num_chains', 1), ('density.pilot_chains', 1), ('density.num_steps', 0),
-      ('density.data_steps', -1), ('density.num_draws', 0), ('density.rung_ess', 1.0), ('density.acceptance', 1.0),
-      ('density.min_acceptance', -0.1), ('density.levels', (6,)), ('long_run.kernel', 'nuts'),
-      ('long_run.split', 'all'),
-      ('long_run.extractor', 'vgg'), ('long_run.num_leapfrog', 0), ('long_run.level', -1), ('long_run.num_chains', 1),
-      ('long_run.thin', 0), ('long_run.num_steps', 1500), ('long_run.step_size', -1.0), ('long_run.acceptance', 1.0),
-      ('long_run.min_acceptance', -0.1), ('long_run.warmup_steps', 0),
-      ('model.name', 'transformer'), ('model.dtype', 'float16'), ('model.act', 'tanh'), ('model.final_act', 'tanh'),
-      ('model.norm', 'layer'), ('model.shortcut', 'none'), ('model.ch', 2), ('model.num_res_blocks', 0),
-      ('model.dropout', 1.0), ('model.attention_resolutions', (16,)), ('diffusion.num_levels', 1),
-      ('diffusion.num_levels', 1001),
-      ('sampling.num_steps', 0), ('sampling.generation_steps', -1), ('sampling.step_size', 0.0),
-      ('sampling.step_size_rule', 'x'), ('sampling.noise_scale', -0.1), ('sampling.batch_size', 0),
-      ('train.batch_size', 0), ('train.batch_size', 7), ('train.num_steps', -1), ('train.optimizer', 'sgd'),
-      ('train.learning_rate', 0.0), ('train.beta_1', 1.0), ('train.warmup_steps', -1), ('train.grad_clip', -1.0),
-      ('train.ema_decay', 1.0), ('train.log_every', 0), ('train.sample_every', 0), ('train.checkpoint_every', 0),
-      ('train.keep_checkpoints', 0), ('train.keep_every', -1), ('eval.extractor', 'vgg'), ('eval.split', 'validation'),
-      ('eval.num_samples', 19), ('eval.seed', -1), ('eval.batch_size', 0), ('eval.poll_seconds', 0.0),
-      ('eval.max_wait_minutes', -1.0))
+    ('seed', -1),
+    ('data.name', ''),
+    ('data.max_memory_gb', 0.0),
+    ('data.num_workers', -1),
+    ('data.num_channels', 2),
+    ('data.image_size', 7),
+    ('data.image_size', 0),
+    ('data.grey_levels', 1),
+    ('model.quadratic', -1.0),
+    ('diffusion.temperature', 'two'),
+    ('train.objective', 'ml'),
+    ('train.level_weight', 'x'),
+    ('train.time_score', -1.0),
+    ('train.score_matching', -1.0),
+    ('model.level_embedding', 'x'),
+    ('sampling.num_steps', -1),
+    ('sampling.generation_steps', -2),
+    ('density.split', 'all'),
+    ('density.kernel', 'ula'),
+    ('density.num_leapfrog', 0),
+    ('density.num_chains', 1),
+    ('density.pilot_chains', 1),
+    ('density.num_steps', 0),
+    ('density.data_steps', -1),
+    ('density.num_draws', 0),
+    ('density.rung_ess', 1.0),
+    ('density.acceptance', 1.0),
+    ('density.levels', (6,)),
+    ('long_run.kernel', 'nuts'),
+    ('long_run.split', 'all'),
+    ('long_run.extractor', 'vgg'),
+    ('long_run.num_leapfrog', 0),
+    ('long_run.level', -1),
+    ('long_run.num_chains', 1),
+    ('long_run.thin', 0),
+    ('long_run.num_steps', 1500),
+    ('long_run.step_size', -1.0),
+    ('long_run.acceptance', 1.0),
+    ('long_run.warmup_steps', 0),
+    ('model.name', 'transformer'),
+    ('model.dtype', 'float16'),
+    ('model.act', 'tanh'),
+    ('model.final_act', 'tanh'),
+    ('model.norm', 'layer'),
+    ('model.shortcut', 'none'),
+    ('model.ch', 2),
+    ('model.num_res_blocks', 0),
+    ('model.dropout', 1.0),
+    ('model.attention_resolutions', (16,)),
+    ('diffusion.num_levels', 1),
+    ('diffusion.num_levels', 1001),
+    ('sampling.num_steps', 0),
+    ('sampling.generation_steps', -1),
+    ('sampling.step_size', 0.0),
+    ('sampling.step_size_rule', 'x'),
+    ('sampling.noise_scale', -0.1),
+    ('sampling.batch_size', 0),
+    ('train.batch_size', 0),
+    ('train.batch_size', 7),
+    ('train.num_steps', -1),
+    ('train.learning_rate', 0.0),
+    ('train.beta_1', 1.0),
+    ('train.warmup_steps', -1),
+    ('train.grad_clip', -1.0),
+    ('train.ema_decay', 1.0),
+    ('train.log_every', 0),
+    ('train.sample_every', 0),
+    ('train.checkpoint_every', 0),
+    ('train.keep_checkpoints', 0),
+    ('train.keep_every', -1),
+    ('eval.extractor', 'vgg'),
+    ('eval.split', 'validation'),
+    ('eval.num_samples', 19),
+    ('eval.seed', -1),
+    ('eval.batch_size', 0),
+    ('eval.max_wait_minutes', -1.0),
+  )
   def test_a_bad_value_is_named(self, key, value):
     config = digits.get_config()
     section, _, name = key.rpartition('.')
@@ -138,7 +238,7 @@ class CheckTest(parameterized.TestCase):
   def test_all_that_is_wrong_is_said_at_once(self):
     config = digits.get_config()
     config.train.learning_rate, config.model.act = -1.0, 'tanh'
-    with self.assertRaisesRegex(UserError, r'model\.act.*train\.learning_rate'):
+    with self.assertRaisesRegex(UserError, r'train\.learning_rate.*model\.act'):
       config_lib.check(config_lib.resolve(config), 1)
 
   def test_a_width_that_groups_cannot_share_is_refused(self):
@@ -166,11 +266,49 @@ class CheckTest(parameterized.TestCase):
       config_lib.check(config, 1)
 
 
-class WorkdirTest(absltest.TestCase):
-
+class RulesTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
-    import tempfile
+    self.defaults = dict(config_lib._flatten(default.get_config().to_dict()))
+    # Between them every rule applies to one; of each, no value is wrong.
+    self.configs = [config_lib.resolve(get(name)) for name in ('digits', 'toy2d', 'digits_density')]
+
+  def broken(self, rule, config):
+    """`(config, said)`: with a value that breaks the rule, of the type of the key's default, and what is said of it."""
+    value = self.defaults[rule.key]
+    kind = int if isinstance(value, list) else type(value)
+    candidates = {bool: (False, True), str: ('', 'nonsense', 'resnet', 'inception', 'step_size')}.get(
+      kind, (-2, -1, 0, 1, 2, 3, 4, 1001, 2000)
+    )
+    wrong = next(kind(each) for each in candidates if not rule.holds(kind(each)))
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({rule.key: (wrong,) if isinstance(value, list) else wrong})
+    return config, f'{rule.key} is {wrong!r}, {rule.wanted}'
+
+  def test_every_key_is_one_of_the_configuration(self):
+    self.assertLessEqual({rule.key for rule in config_lib.RULES}, self.defaults.keys())
+
+  def test_a_value_that_breaks_a_rule_is_named_with_what_is_wanted(self):
+    for rule in config_lib.RULES:
+      with self.subTest(f'{rule.key} {rule.wanted}'):
+        config = next(config for config in self.configs if rule.applies(config))
+        config_lib.check(config, 1)
+        broken, said = self.broken(rule, config)
+        with self.assertRaisesRegex(UserError, re.escape(said)):
+          config_lib.check(broken, 1)
+
+  def test_a_rule_counts_only_where_it_applies(self):
+    for rule in config_lib.RULES:
+      for config in self.configs:
+        if not rule.applies(config):
+          with self.subTest(f'{rule.key} {rule.wanted}'):
+            broken, said = self.broken(rule, config)
+            self.assertNotIn(said, config_lib._broken_rules(broken))
+
+
+class WorkdirTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
     self.workdir = self.enterContext(tempfile.TemporaryDirectory())
 
   def test_what_is_saved_is_read_back(self):
@@ -195,36 +333,6 @@ class WorkdirTest(absltest.TestCase):
     config_lib.save(config, self.workdir)
     config.train.num_steps += 1
     with self.assertRaisesRegex(UserError, r'train\.num_steps'):
-      config_lib.check_same_run(config, self.workdir)
-
-  def write(self, saved):
-    """As another version would have written it."""
-    with open(os.path.join(self.workdir, 'config.json'), 'w', encoding='utf-8') as file:
-      json.dump(saved, file)
-
-  def test_an_older_version_says_what_it_meant_by_keys_that_came_later(self):
-    config = toy2d_t1k.get_config()
-    saved = config.to_dict()
-    for section, key in (('model', 'level_embedding'), ('model', 'normal_factor'), ('train', 'level_weight'),
-                         ('train', 'time_score'), ('train', 'score_matching')):
-      del saved[section][key]
-    self.write(saved)
-    loaded = config_lib.load(self.workdir)
-    self.assertEqual((loaded.model.level_embedding, loaded.model.normal_factor, loaded.train.level_weight,
-                      loaded.train.time_score, loaded.train.score_matching), ('index', 0, 'published', 0.0, 0.0))
-    # It is not the run of the same configuration today, whose weights another network has.
-    with self.assertRaisesRegex(UserError, r"model\.level_embedding \('index' there, 'log_snr' here\), train"):
-      config_lib.check_same_run(config, self.workdir)
-
-  def test_a_switch_of_an_older_version_is_the_number_that_it_is_now(self):
-    config = toy2d_t1k.get_config()
-    for switch, number in ((False, 0), (True, 1)):
-      saved = config.to_dict()
-      saved['model']['normal_factor'] = switch
-      self.write(saved)
-      loaded = config_lib.load(self.workdir).model.normal_factor
-      self.assertEqual((type(loaded), loaded), (int, number))
-      config.model.normal_factor = number
       config_lib.check_same_run(config, self.workdir)
 
   def test_a_damaged_file_is_named(self):

@@ -1,11 +1,21 @@
-"""All test processes of a run share what they compile."""
+"""`--long`: the tests that take long, and all of them with XLA's optimisations; what a run compiles is shared."""
 
 import os
 import shutil
 import tempfile
 
 
+def pytest_addoption(parser):
+  parser.addoption('--long', action='store_true', help='run the tests that take long, too')
+
+
 def pytest_configure(config):
+  if config.getoption('--long'):
+    os.environ['LONG_TESTS'] = '1'
+  else:  # most of the time goes into the compilation of programs that run for a moment
+    flags = os.environ.get('XLA_FLAGS', '')
+    os.environ['XLA_FLAGS'] = f'{flags} --xla_backend_optimization_level=0'
+  os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # its threads spin where other tests run beside
   if not hasattr(config, 'workerinput'):  # workers inherit the environment
     config.compilation_cache = tempfile.mkdtemp()
     os.environ['JAX_COMPILATION_CACHE_DIR'] = config.compilation_cache

@@ -31,7 +31,6 @@ def run(block, names):
 
 
 class DocsTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
     folder = self.enterContext(tempfile.TemporaryDirectory())

@@ -31,8 +31,14 @@ def run(waves):
     For each wave the `(exit code, stderr)` of each command.
   """
   result = subprocess.run(
-      [sys.executable, '-m', 'tests.forks'], input=json.dumps(waves), cwd=ROOT, capture_output=True, text=True,
-      check=False, env=os.environ | {'JAX_PLATFORMS': 'cpu'})
+    [sys.executable, '-m', 'tests.forks'],
+    input=json.dumps(waves),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+  )
   if result.returncode:
     raise AssertionError(result.stderr)
   return [[tuple(each) for each in wave] for wave in json.loads(result.stdout.splitlines()[-1])]
@@ -52,7 +58,8 @@ def _start(command):
 
 def _terminated(step):
   """As if SIGTERM came after that step."""
-  from diffusion_ebm import train
+  from diffusion_ebm.jobs import train
+
   add = train._Report.add
 
   def terminating(report, number, *args):
@@ -72,7 +79,8 @@ def _finish(pid, log):
 def main():
   from ml_collections import config_flags  # noqa: F401
 
-  from diffusion_ebm import evaluation, inpaint, interpolate, ood, sample, train  # noqa: F401 (before the forks)
+  from diffusion_ebm.jobs import evaluate, inpaint, interpolate, ood, sample, train  # noqa: F401 (before the forks)
+
   results = []
   for wave in json.load(sys.stdin):
     results.append([_finish(*process) for process in [_start(command) for command in wave]])

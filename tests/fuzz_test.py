@@ -22,14 +22,15 @@ import numpy as np
 from PIL import Image
 
 from configs import default, digits, toy2d
-from diffusion_ebm import checkpoints, energy, optimizer, recovery, train_step
 from diffusion_ebm import config as config_lib
+from diffusion_ebm import networks, noise_levels, optimizer, train_step
 from diffusion_ebm.data import load_source
-from diffusion_ebm.errors import UserError
-from diffusion_ebm.evaluate import inception_weights, statistics
+from diffusion_ebm.evaluate import feature_statistics, inception_weights
+from diffusion_ebm.run import checkpoints
+from diffusion_ebm.run.errors import UserError
 from tests import forks
-from tests.checkpoints_test import state_at
-from tests.evaluate_inception_test import save_torch
+from tests.evaluate.inception_test import save_torch
+from tests.run.checkpoints_test import state_at
 
 FACTOR = int(os.environ.get('FUZZ_EXAMPLES', 1))
 COUNTS = {}
@@ -37,21 +38,28 @@ COUNTS = {}
 
 def fuzz(examples, **strategies):
   """A test of so many inputs, the same ones each time unless there are more than usual."""
+
   def decorate(test):
     def counted(self, **drawn):
       COUNTS[test.__name__] = COUNTS.get(test.__name__, 0) + 1
       test(self, **drawn)
+
     counted.__name__ = test.__name__
     counted = hypothesis.given(**strategies)(counted)
     return hypothesis.settings(
-        max_examples=examples * FACTOR, deadline=None, derandomize=FACTOR == 1, database=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-        phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate])(counted)
+      max_examples=examples * FACTOR,
+      deadline=None,
+      derandomize=FACTOR == 1,
+      database=None,
+      suppress_health_check=list(hypothesis.HealthCheck),
+      phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    )(counted)
+
   return decorate
 
 
 # Values for a key of the type that its default has.
-_NUMBERS = st.one_of(st.integers(-3, 300), st.sampled_from([0, 1, 2, 3, 2**31, 2**63, 10**30, -10**9]))
+_NUMBERS = st.one_of(st.integers(-3, 300), st.sampled_from([0, 1, 2, 3, 2**31, 2**63, 10**30, -(10**9)]))
 _TEXTS = st.one_of(st.sampled_from(['', 'adam', 'resnet', 'mlp', 'digits', '/', '..']), st.text(max_size=8))
 
 
@@ -90,15 +98,15 @@ def damaged(draw, content: bytes) -> bytes:
     kind, place = draw(st.sampled_from(['cut', 'flip', 'insert', 'repeat', 'zero'])), draw(st.integers(0, len(content)))
     length = draw(st.integers(1, 64))
     if kind == 'cut':
-      del content[place:place + length if draw(st.booleans()) else None]
+      del content[place : place + length if draw(st.booleans()) else None]
     elif kind == 'flip' and place < len(content):
       content[place] ^= draw(st.integers(1, 255))
     elif kind == 'insert':
       content[place:place] = draw(st.binary(min_size=1, max_size=64))
     elif kind == 'repeat':
-      content[place:place] = content[place:place + length]
+      content[place:place] = content[place : place + length]
     else:
-      content[place:place + length] = bytes(len(content[place:place + length]))
+      content[place : place + length] = bytes(len(content[place : place + length]))
   return bytes(content)
 
 
@@ -130,7 +138,6 @@ def archive(images):
 
 
 class FuzzTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
     self.folder = self.enterContext(tempfile.TemporaryDirectory())
@@ -155,11 +162,15 @@ class FuzzTest(absltest.TestCase):
       return  # it takes long to say how large it would be
     size = config.data.image_size
     shape = (2,) if config_lib.is_vector(config) else (size, size, config.data.num_channels)
-    network = energy.make_network(config.model, config.diffusion.num_levels)
+    levels = noise_levels.make_levels(
+      config.diffusion.num_levels, config.sampling.step_size, config.sampling.step_size_rule
+    )
+    network = networks.make_network(config.model, levels)
     tx, schedule = optimizer.make_optimizer(config.train)
-    recovery.make_levels(config.diffusion.num_levels, config.sampling.step_size, config.sampling.step_size_rule)
-    state = jax.eval_shape(lambda key: train_step.init_state(
-        key, network, tx, jnp.zeros(shape), config.model.spectral_norm), jax.random.key(0))
+    state = jax.eval_shape(
+      lambda key: train_step.init_state(key, network, tx, jnp.zeros(shape), config.model.spectral_norm),
+      jax.random.key(0),
+    )
     self.assertNotEmpty(jax.tree.leaves(state.params))
     self.assertTrue(np.isfinite(schedule(3)))
 
@@ -175,8 +186,18 @@ class FuzzTest(absltest.TestCase):
         with open(os.path.join(workdir, 'config.json'), 'wb') as file:
           file.write(damaged(data.draw, saved))
       text = data.draw(st.sampled_from(['', '', ')', 'x', '--', '1e', "'"]))
-      waves.append([{'args': args + [f'--config.{key}={value}{text}' for key, value in line.items()
-                                     if '\0' not in str(value) and str(value).isprintable()]}])
+      waves.append(
+        [
+          {
+            'args': args
+            + [
+              f'--config.{key}={value}{text}'
+              for key, value in line.items()
+              if '\0' not in str(value) and str(value).isprintable()
+            ]
+          }
+        ]
+      )
     for (wave,), (result,) in zip(waves, forks.run(waves), strict=True):
       COUNTS['command lines'] = COUNTS.get('command lines', 0) + 1
       self.assertEqual(result[0], 2, (wave, result[1]))
@@ -194,9 +215,20 @@ class FuzzTest(absltest.TestCase):
         with open(os.path.join(path, name), 'wb') as file:
           file.write(image)
     try:
-      source = load_source(types.SimpleNamespace(
-          name='images', path=path, image_size=4, num_channels=channels, strict=False, train_split='', test_split='',
-          max_memory_gb=1.0, num_workers=1), 'train')
+      source = load_source(
+        types.SimpleNamespace(
+          name='images',
+          path=path,
+          image_size=4,
+          num_channels=channels,
+          strict=False,
+          train_split='',
+          test_split='',
+          max_memory_gb=1.0,
+          num_workers=1,
+        ),
+        'train',
+      )
     except UserError as error:
       self.assertNotIn('\n', str(error))
       return
@@ -210,7 +242,8 @@ class FuzzTest(absltest.TestCase):
       saver.save(state_at(step), 10 * step)
     saver.close()
     files = sorted(
-        os.path.relpath(name, intact) for name in glob.glob(os.path.join(intact, 'checkpoints', '**'), recursive=True))
+      os.path.relpath(name, intact) for name in glob.glob(os.path.join(intact, 'checkpoints', '**'), recursive=True)
+    )
 
     @fuzz(12, draw=st.data(), names=st.lists(st.sampled_from(files[1:]), min_size=1, max_size=3))
     def damage_some(self, draw, names):
@@ -264,8 +297,11 @@ class FuzzTest(absltest.TestCase):
     @fuzz(60, weights=damage(contents), given=damage([buffer.getvalue()]))
     def read(self, weights, given):
       path = os.path.join(self.folder, 'file')
-      for content, function in ((weights, inception_weights.load),
-                                (given, lambda path: statistics.load_given(path, 2)), (given, statistics.load)):
+      for content, function in (
+        (weights, inception_weights.load),
+        (given, lambda path: feature_statistics.load_given(path, 2)),
+        (given, feature_statistics.load),
+      ):
         with open(path, 'wb') as file:
           file.write(content)
         try:

@@ -3,25 +3,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import inpainting, recovery
+from diffusion_ebm import inpainting, noise_levels, sampling
 from tests import testing
 
 _COVARIANCE = np.array([[0.25, 0.2], [0.2, 0.25]])
 
 
 class InpaintTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
-    self.levels = recovery.make_levels(6, 0.06, 'conditional')
-    self.network = testing.GaussianNetwork(self.levels, _COVARIANCE)
+    self.levels = noise_levels.make_levels(6, 0.06, 'conditional')
+    self.ebm = testing.gaussian_ebm(self.levels, _COVARIANCE)
 
   def draw(self, n, image=(0.6, 5.0), mask=(False, True), num_repeats=1, num_steps=100):
     image, mask = (np.broadcast_to(np.array(a), (n, 2)) for a in (image, mask))
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(np.arange(n))
-    draw = jax.jit(lambda keys: inpainting.inpaint(
-        self.levels, self.network, {}, keys, jnp.asarray(image, jnp.float32), jnp.asarray(mask), num_steps, 1.0,
-        num_repeats))
+    draw = jax.jit(
+      lambda keys: inpainting.inpaint(
+        self.ebm, keys, jnp.asarray(image, jnp.float32), jnp.asarray(mask), sampling.Settings(num_steps), num_repeats
+      )
+    )
     return np.asarray(draw(keys))
 
   def test_with_repeats_the_hidden_part_has_the_exact_conditional_law(self):
@@ -41,19 +42,24 @@ class InpaintTest(absltest.TestCase):
 
   def test_what_is_known_stays_exactly(self):
     np.testing.assert_array_equal(
-        self.draw(4, mask=(False, False), num_steps=3), np.broadcast_to(np.float32([0.6, 5.0]), (4, 2)))
+      self.draw(4, mask=(False, False), num_steps=3), np.broadcast_to(np.float32([0.6, 5.0]), (4, 2))
+    )
 
   def test_a_completion_depends_on_its_own_key_alone(self):
-    np.testing.assert_allclose(self.draw(5, num_steps=3, num_repeats=2)[:3],
-                               self.draw(3, num_steps=3, num_repeats=2), rtol=1e-5)
+    np.testing.assert_allclose(
+      self.draw(5, num_steps=3, num_repeats=2)[:3], self.draw(3, num_steps=3, num_repeats=2), rtol=1e-5
+    )
 
 
 class MaskTest(absltest.TestCase):
-
   def test_halves_and_the_middle(self):
     for name, rows, columns in (
-        ('left', slice(8), slice(0, 3)), ('right', slice(8), slice(3, 6)), ('top', slice(0, 4), slice(6)),
-        ('bottom', slice(4, 8), slice(6)), ('centre', slice(2, 6), slice(1, 5))):
+      ('left', slice(8), slice(0, 3)),
+      ('right', slice(8), slice(3, 6)),
+      ('top', slice(0, 4), slice(6)),
+      ('bottom', slice(4, 8), slice(6)),
+      ('centre', slice(2, 6), slice(1, 5)),
+    ):
       expected = np.zeros((8, 6), bool)
       expected[rows, columns] = True
       np.testing.assert_array_equal(inpainting.make_mask(name, (8, 6, 3)), expected, name)

@@ -13,7 +13,7 @@ MEAN = np.array([0.5, -1.0, 2.0], np.float32)
 
 
 def target(y):
-  return -0.5 * jnp.sum(PRECISION * (y - MEAN)**2, axis=1)
+  return -0.5 * jnp.sum(PRECISION * (y - MEAN) ** 2, axis=1)
 
 
 def chains(seed, n):
@@ -23,15 +23,15 @@ def chains(seed, n):
 
 
 class KernelTest(parameterized.TestCase):
-
   @parameterized.parameters(('mala', 1, 0.35, 300), ('hmc', 5, 0.25, 100))
   def test_chains_have_the_targets_mean_and_variance(self, name, num_leapfrog, step_size, num_steps):
     # The unadjusted chain of this step would have the third variance off by s^2 25 / 4: a factor of 4 for MALA.
     n = 20_000
     keys, y = chains(0, n)
     kernel = langevin.make_kernel(name, num_leapfrog)
-    state, info = jax.jit(
-        lambda y: langevin.run(kernel, target, langevin.init(target, y), keys, step_size, num_steps))(y)
+    state, info = jax.jit(lambda y: langevin.run(kernel, target, langevin.init(target, y), keys, step_size, num_steps))(
+      y
+    )
     np.testing.assert_allclose(np.mean(state.y, 0), MEAN, atol=5 / np.sqrt(n * PRECISION.min()))
     np.testing.assert_allclose(np.var(state.y, 0) * PRECISION, 1, atol=5 * np.sqrt(2 / n))
     # The share of accepted proposals is their mean probability, up to sqrt(1 / 4 / n / steps).
@@ -47,8 +47,9 @@ class KernelTest(parameterized.TestCase):
   def test_unadjusted_chain_has_its_own_variance(self):
     n, s = 20_000, 0.2
     keys, y = chains(2, n)
-    state, info = jax.jit(lambda y: langevin.run(
-        langevin.unadjusted, target, langevin.init(target, y), keys, s, 300))(y)
+    state, info = jax.jit(lambda y: langevin.run(langevin.unadjusted, target, langevin.init(target, y), keys, s, 300))(
+      y
+    )
     expected = 1 / PRECISION / (1 - s**2 * PRECISION / 4)
     np.testing.assert_allclose(np.var(state.y, 0), expected, rtol=5 * np.sqrt(2 / n))
     np.testing.assert_array_equal(info.acceptance, 1)
@@ -103,7 +104,6 @@ class KernelTest(parameterized.TestCase):
 
 
 class StepSizeTest(parameterized.TestCase):
-
   @parameterized.parameters(('mala', 1, 0.574, 0.01), ('mala', 1, 0.574, 10.0), ('hmc', 5, 0.8, 0.1))
   def test_it_comes_to_the_acceptance_from_either_side(self, name, num_leapfrog, acceptance, first):
     keys, y = chains(8, 500)
@@ -113,7 +113,8 @@ class StepSizeTest(parameterized.TestCase):
     @jax.jit
     def tune(y):
       state, step_size = langevin.adapt_step_size(
-          kernel, target, langevin.init(target, y), keys, first, 300, acceptance)
+        kernel, target, langevin.init(target, y), keys, first, 300, acceptance
+      )
       return step_size, langevin.run(kernel, target, state, keys, step_size, 100, 1000)[1].acceptance
 
     _, reached = tune(y)

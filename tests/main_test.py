@@ -1,7 +1,9 @@
 """The command line, from the outside."""
 
+import importlib
 import json
 import os
+import pkgutil
 import re
 import signal
 import subprocess
@@ -10,19 +12,28 @@ import tempfile
 
 from absl.testing import absltest
 
+from configs import default
 from diffusion_ebm import config as config_lib
+from diffusion_ebm import jobs
+import main
 from tests import forks, testing
 
 MAIN = os.path.join(testing.ROOT, 'main.py')
 
+
 def run(*args, **kwargs):
   return subprocess.run(
-      [sys.executable, *args], cwd=testing.ROOT, capture_output=True, text=True, check=False,
-      env=os.environ | {'JAX_PLATFORMS': 'cpu'}, **kwargs)
+    [sys.executable, *args],
+    cwd=testing.ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    **kwargs,
+  )
 
 
 class WrongTest(absltest.TestCase):
-
   def assert_one_line(self, code, stderr, message):
     self.assertEqual(code, 2, stderr)
     self.assertRegex(stderr, r'\Aerror: [^\n]*\n\Z')
@@ -34,37 +45,45 @@ class WrongTest(absltest.TestCase):
     self.workdir = os.path.join(self.folder, 'run')
 
   def test_what_is_wrong_is_one_line_and_nothing_is_written(self):
-    os.mkdir(os.path.join(self.folder, 'empty'))
+    for name in ('empty', 'saved'):
+      os.mkdir(os.path.join(self.folder, name))
+    config_lib.save(config_lib.resolve(testing.digits_config()), os.path.join(self.folder, 'saved'))
     with open(os.path.join(self.folder, 'file'), 'w', encoding='utf-8') as file:
       file.write('no folder')
     workdir, digits = f'--workdir={self.workdir}', '--config=configs/digits.py'
     images = '--config=configs/images.py'
     cases = [
-        ([workdir, digits, '--config.train.speed=3'], r'command line: no such configuration key: .*speed'),
-        ([workdir, digits, '--speed=3'], r"command line: .*Unknown .*'speed'"),
-        ([workdir, digits, '--mode=dance'], r'command line: .*--mode=dance.*train\|sample'),
-        ([workdir, '--config=configs/none.py'], r'command line: --config: .*configs/none\.py.*/configs has celeba64'),
-        ([workdir, digits, 'toy2d'], r"command line: 'toy2d' is not a flag"),
-        ([workdir, digits, '--config.train.batch_size=many'], r'command line: .*train\.batch_size=many'),
-        ([workdir, digits, '--num_samples=1.5', '--mode=sample'], r'command line: .*num_samples=1\.5'),
-        ([workdir, digits, '--config.train.batch_size=0'], r'configuration: train\.batch_size is 0, but must be'),
-        ([workdir, digits, '--config.model.ch_mult=(1,1,1,1,1)'], r'data\.image_size is 8, not divisible by 16'),
-        ([workdir, images], r'--config\.data\.path=PATH'),
-        ([workdir, images, f'--config.data.path={self.folder}/nowhere'], r'/nowhere does not exist'),
-        ([workdir, images, f'--config.data.path={self.folder}/empty'], r'/empty holds no images'),
-        ([digits], r'--workdir is missing'),
-        ([f'--workdir={self.folder}/file/run', digits], r'--workdir=.*/file/run cannot be written'),
-        ([workdir, digits, '--mode=sample'], r'/run has no checkpoint: train first'),
-        ([f'--workdir={self.folder}/empty', '--mode=sample'], r'/empty has no checkpoint: train first'),
-        ([workdir, digits, '--mode=sample', '--num_samples=0'], r'--num_samples is 0'),
-        ([workdir, digits, '--mask=left'], r'--mask is for --mode=inpaint, not for --mode=train'),
-        ([workdir, digits, '--mode=inpaint', '--frames=3'], r'--frames is for --mode=interpolate'),
-        ([workdir, digits, '--mode=inpaint', '--mask=middle'], r'--mask=middle is neither a file nor one of left'),
-        ([workdir, digits, '--mode=interpolate'], r'/run has no checkpoint: train first'),
-        ([workdir, digits, '--mode=ood', '--against='], r'--against names nothing'),
-        ([workdir, digits, '--mode=ood', '--seed=-1'], r'--seed is -1'),
-        ([workdir, digits, '--mode=eval'], r'/run holds no run: train first'),
-        ([workdir, digits, '--mode=eval', '--num_samples=9'], r'set --config\.eval\.num_samples')]
+      ([workdir, digits, '--config.train.speed=3'], r'command line: no such configuration key: .*speed'),
+      ([workdir, digits, '--speed=3'], r"command line: .*Unknown .*'speed'"),
+      ([workdir, digits, '--mode=dance'], r'command line: .*--mode=dance.*train\|sample'),
+      ([workdir, '--config=configs/none.py'], r'command line: --config: .*configs/none\.py.*/configs has celeba64'),
+      ([workdir, digits, 'toy2d'], r"command line: 'toy2d' is not a flag"),
+      ([workdir, digits, '--config.train.batch_size=many'], r'command line: .*train\.batch_size=many'),
+      ([workdir, digits, '--num_samples=1.5', '--mode=sample'], r'command line: .*num_samples=1\.5'),
+      ([workdir, digits, '--config.train.batch_size=0'], r'configuration: train\.batch_size is 0, but must be'),
+      ([workdir, digits, '--config.model.ch_mult=(1,1,1,1,1)'], r'data\.image_size is 8, not divisible by 16'),
+      ([workdir, images], r'--config\.data\.path=PATH'),
+      ([workdir, images, f'--config.data.path={self.folder}/nowhere'], r'/nowhere does not exist'),
+      ([workdir, images, f'--config.data.path={self.folder}/empty'], r'/empty holds no images'),
+      ([digits], r'--workdir is missing'),
+      ([f'--workdir={self.folder}/file/run', digits], r'--workdir=.*/file/run cannot be written'),
+      ([workdir, digits, '--mode=sample'], r'/run has no checkpoint: train first'),
+      ([f'--workdir={self.folder}/empty', '--mode=sample'], r'/empty has no checkpoint: train first'),
+      ([workdir, digits, '--mode=sample', '--num_samples=0'], r'configuration: sampling\.num_samples is 0,'),
+      ([workdir, digits, '--mask=left'], r'--mask is for --mode=inpaint, not for --mode=train'),
+      ([workdir, digits, '--mode=sample', '--mask=left'], r'--mask is for --mode=inpaint, not for --mode=sample'),
+      ([workdir, digits, '--mode=inpaint', '--frames=3'], r'--frames is for --mode=interpolate, not for .*=inpaint'),
+      ([workdir, digits, '--mode=inpaint', '--mask=middle'], r'--mask=middle is neither a file nor one of left'),
+      ([workdir, digits, '--mode=interpolate'], r'/run has no checkpoint: train first'),
+      ([workdir, digits, '--mode=ood', '--against='], r'--against names nothing'),
+      ([workdir, digits, '--mode=ood', '--seed=-1'], r'--seed is -1'),
+      ([workdir, digits, '--mode=eval'], r'/run holds no run: train first'),
+      ([workdir, digits, '--mode=eval', '--seed=1'], r'--seed is not for --mode=eval: set --config\.eval\.seed'),
+      (
+        [f'--workdir={self.folder}/saved', '--mode=eval', '--num_samples=9'],
+        r'configuration: eval\.num_samples is 9, but must be',
+      ),
+    ]
     before = testing.contents(self.folder), os.listdir(self.folder)
     results = forks.run([[{'args': args}] for args, _ in cases])
     for (args, message), (result,) in zip(cases, results, strict=True):
@@ -78,8 +97,22 @@ class WrongTest(absltest.TestCase):
     self.assertEqual((result.stdout, os.listdir(self.folder)), ('', []))
 
 
-class RunTest(absltest.TestCase):
+class TablesTest(absltest.TestCase):
+  def test_each_short_name_names_a_key_that_has_a_default(self):
+    config = default.get_config()
+    for name, keys in main._SHORT_NAMES.items():
+      for mode, key in keys.items():
+        section, _, last = key.partition('.')
+        self.assertIn(mode, main._JOBS)
+        self.assertIn(last, config[section], f'--{name}')
 
+  def test_each_job_has_a_mode(self):
+    names = [name for _, name, _ in pkgutil.iter_modules(jobs.__path__)]
+    with_run = [name for name in names if hasattr(importlib.import_module(f'diffusion_ebm.jobs.{name}'), 'run')]
+    self.assertCountEqual(with_run, main._JOBS.values())
+
+
+class RunTest(absltest.TestCase):
   def test_a_run_of_an_older_version_gets_the_defaults_of_what_it_does_not_know(self):
     workdir = self.enterContext(tempfile.TemporaryDirectory())
     config = config_lib.resolve(testing.digits_config())
@@ -90,8 +123,14 @@ class RunTest(absltest.TestCase):
     del saved['eval'], saved['sampling']['denoise']
     with open(path, 'w', encoding='utf-8') as file:
       json.dump(saved, file)
-    result = run(MAIN, f'--workdir={workdir}', '--mode=eval', '--config.eval.num_samples=20',
-                 '--config.eval.extractor=pixels', '--config.eval.baselines=False')
+    result = run(
+      MAIN,
+      f'--workdir={workdir}',
+      '--mode=eval',
+      '--num_samples=20',
+      '--config.eval.extractor=pixels',
+      '--config.eval.baselines=False',
+    )
     self.assertEqual(result.returncode, 0, result.stderr)
     with open(os.path.join(workdir, 'eval', 'results.jsonl'), encoding='utf-8') as file:
       (record,) = map(json.loads, file)
@@ -102,8 +141,12 @@ class RunTest(absltest.TestCase):
     config = testing.digits_config(num_steps=1_000_000, checkpoint_every=1_000_000, sample_every=1_000_000)
     config_lib.save(config_lib.resolve(config), workdir)
     with subprocess.Popen(
-        [sys.executable, MAIN, f'--workdir={workdir}'], cwd=testing.ROOT, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {'JAX_PLATFORMS': 'cpu'}) as process:
+      [sys.executable, MAIN, f'--workdir={workdir}'],
+      cwd=testing.ROOT,
+      stderr=subprocess.PIPE,
+      text=True,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    ) as process:
       lines = []
       for line in process.stderr:
         lines.append(line)

@@ -7,7 +7,6 @@ from diffusion_ebm import noise_levels
 
 
 class NoiseLevelsTest(parameterized.TestCase):
-
   def test_t6_has_the_published_sigmas(self):
     sigma = noise_levels.make_noise_levels(6).sigma
     np.testing.assert_allclose(sigma, [0.0100, 0.3237, 0.5165, 0.6322, 0.7132, 0.7734, 0.9997], atol=5e-5)
@@ -38,8 +37,35 @@ class NoiseLevelsTest(parameterized.TestCase):
   def test_the_last_level_is_a_marginal_one(self, num_levels):
     levels = noise_levels.make_noise_levels(num_levels)
     self.assertEqual((levels.a_y[-1], levels.is_recovery[-1]), (1.0, 0.0))
-    np.testing.assert_array_equal(levels.a_y[:-1], levels.a[:-1])
+    np.testing.assert_array_equal(levels.a_y[:-1], levels.a[1:-1])
     np.testing.assert_array_equal(levels.is_recovery[:-1], 1.0)
+
+  def test_y_and_x_are_inverses_whose_log_volume_is_the_log_determinant(self):
+    levels = noise_levels.make_noise_levels(6)
+    t = jnp.array([0.0, 1.5, 4.25, 5.0])
+    x = jax.random.normal(jax.random.key(0), (4, 2, 3))
+    np.testing.assert_allclose(levels.to_x(levels.to_y(x, t), t), x, rtol=1e-6)
+    for i in range(4):
+      jacobian = jax.jacobian(lambda row, i=i: levels.to_y(row.reshape(1, 2, 3), t[i : i + 1]).ravel())(x[i].ravel())
+      np.testing.assert_allclose(
+        levels.log_volume(t[i : i + 1], 6), np.linalg.slogdet(np.asarray(jacobian, np.float64))[1], rtol=1e-5, atol=1e-6
+      )
+
+  def test_real_levels_are_on_straight_lines_between_the_levels(self):
+    levels = noise_levels.make_levels(6, 2e-4)
+    t = np.array([0.0, 0.25, 2.5, 5.0])
+    for name in ('a_y', 'log_snr', 'step_variance'):
+      values = getattr(levels, name)[:6]
+      like = jnp.zeros((4, 2, 2))
+      found = noise_levels.at(values, jnp.asarray(t, jnp.float32), like)
+      self.assertEqual(found.shape, (4, 1, 1))
+      np.testing.assert_allclose(found[:, 0, 0], np.interp(t, np.arange(6), values), rtol=1e-5)
+      np.testing.assert_allclose(  # whole ones are the values themselves
+        found[np.array([0, 3])], noise_levels.at(values, jnp.array([0, 5]), like), rtol=1e-6
+      )
+    powers = noise_levels.powers_between(levels.log_snr, jnp.array([0, 3, 6]), jnp.zeros(3))
+    for found, expected in zip(powers, (levels.a_cum**2, levels.sigma_cum**2), strict=True):
+      np.testing.assert_allclose(found, expected[[0, 3, 6]], rtol=1e-5)
 
   def test_pairs_have_the_marginals_and_the_covariance_of_the_forward_process(self):
     levels = noise_levels.make_noise_levels(6)
@@ -47,13 +73,14 @@ class NoiseLevelsTest(parameterized.TestCase):
     keys = jax.random.split(jax.random.key(0), 3)
     x = 0.5 * jax.random.normal(keys[0], (n, 1))
     x_t, x_next = noise_levels.diffuse_pair(
-        levels, x, jnp.full(n, t), *(jax.random.normal(k, (n, 1)) for k in keys[1:]))
+      levels, x, jnp.full(n, t), *(jax.random.normal(k, (n, 1)) for k in keys[1:])
+    )
     variance = 0.25 * levels.a_cum**2 + levels.sigma_cum**2
     # A sample variance of n normal numbers has standard error sqrt(2 / n) = 0.3 %.
     np.testing.assert_allclose(np.var(x_t), variance[t], rtol=0.015)
     np.testing.assert_allclose(np.var(x_next), variance[t + 1], rtol=0.015)
     np.testing.assert_allclose(np.mean(x_t * x_next), levels.a[t + 1] * variance[t], rtol=0.015)
-    np.testing.assert_allclose(np.var(x_next - levels.a[t + 1] * x_t), levels.sigma[t + 1]**2, rtol=0.015)
+    np.testing.assert_allclose(np.var(x_next - levels.a[t + 1] * x_t), levels.sigma[t + 1] ** 2, rtol=0.015)
 
   def test_each_example_has_its_own_level(self):
     levels = noise_levels.make_noise_levels(6)
@@ -66,12 +93,40 @@ class NoiseLevelsTest(parameterized.TestCase):
     t, zero, one = np.arange(6), np.zeros((6, 1)), np.ones((6, 1))
     # A linear map of x, x_{t+1} and eps; (x_t, x_{t+1}) given x is normal with the moments of `diffuse_pair`.
     of_x, of_next, of_eps = (
-        np.asarray(noise_levels.posterior(levels, *args)[:, 0], np.float64)
-        for args in ((one, zero, t, zero), (zero, one, t, zero), (zero, zero, t, one)))
+      np.asarray(noise_levels.posterior(levels, *args)[:, 0], np.float64)
+      for args in ((one, zero, t, zero), (zero, one, t, zero), (zero, zero, t, one))
+    )
     variance = levels.sigma_cum**2
     np.testing.assert_allclose(of_x + of_next * levels.a_cum[1:], levels.a_cum[:-1], rtol=1e-5)
     np.testing.assert_allclose(of_next**2 * variance[1:] + of_eps**2, variance[:-1], rtol=1e-5)
     np.testing.assert_allclose(of_next * variance[1:], levels.a[1:] * variance[:-1], rtol=1e-5)
+
+
+class LevelsTest(parameterized.TestCase):
+  def test_published_rule(self):
+    levels = noise_levels.make_levels(6, 2e-4)
+    for t in range(6):
+      c = levels.sigma_cum[t] / levels.sigma_cum[0]
+      self.assertAlmostEqual(levels.step_variance[t], c * 2e-4 * levels.sigma[t + 1] ** 2, places=15)
+
+  def test_conditional_rule(self):
+    levels = noise_levels.make_levels(6, 0.06, 'conditional')
+    np.testing.assert_allclose(levels.step_variance / levels.sigma[1:] ** 2, 0.06)
+
+  def test_posterior_rule(self):
+    # y_t given x_{t+1} and x is Gaussian: y_t = a_{t+1} (abar_t x + sbar_t eps), seen through the noise sigma_{t+1}. In
+    # terms of the joint covariance of the two noises: var(y) - cov(y, x_next)^2 / var(x_next).
+    levels = noise_levels.make_levels(6, 0.3, 'posterior')
+    for t in range(5):
+      variance = (levels.a[t + 1] * levels.sigma_cum[t]) ** 2
+      posterior = variance - variance**2 / levels.sigma_cum[t + 1] ** 2
+      np.testing.assert_allclose(levels.step_variance[t], 0.3 * posterior, rtol=1e-9)
+    # The last level is a marginal one.
+    np.testing.assert_allclose(levels.step_variance[5], 0.3 * levels.sigma_cum[5] ** 2)
+
+  def test_other_rules_are_refused(self):
+    with self.assertRaisesRegex(ValueError, 'other'):
+      noise_levels.make_levels(6, 0.06, 'other')
 
 
 if __name__ == '__main__':

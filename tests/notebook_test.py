@@ -14,18 +14,19 @@ _PATH = os.path.join(testing.ROOT, 'notebooks', 'quickstart.ipynb')
 
 
 class QuickstartTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
     self.notebook = nbformat.read(_PATH, as_version=4)
     self.code = [cell for cell in self.notebook.cells if cell.cell_type == 'code']
 
+  @testing.long
   def test_it_runs_from_top_to_bottom(self):
     workdir = self.enterContext(tempfile.TemporaryDirectory())
     for cell in self.code:
       cell.outputs = []
     client = nbclient.NotebookClient(
-        self.notebook, timeout=600, resources={'metadata': {'path': os.path.dirname(_PATH)}})
+      self.notebook, timeout=600, resources={'metadata': {'path': os.path.dirname(_PATH)}}
+    )
     with mock.patch.dict(os.environ, {'QUICKSTART_SHORT': '1', 'QUICKSTART_DIR': workdir, 'JAX_PLATFORMS': 'cpu'}):
       client.execute()  # raises with the cell's own error
     self.assertCountEqual(os.listdir(workdir), ['toy2d', 'digits'])

@@ -1,4 +1,4 @@
-"""Ten steps of each optimiser against NumPy, with the published epsilon and order of operations."""
+"""Ten steps of the optimiser against NumPy, with the published epsilon and order of operations."""
 
 from absl.testing import absltest, parameterized
 import jax.numpy as jnp
@@ -12,9 +12,10 @@ B1, B2, EPS = 0.9, 0.999, 1e-7
 
 
 def settings(**changes):
-  return ml_collections.ConfigDict({
-      'optimizer': 'adam', 'learning_rate': 1e-2, 'warmup_steps': 4, 'num_steps': 10, 'cosine_decay': False,
-      'grad_clip': 0.0, 'beta_1': B1} | changes)
+  return ml_collections.ConfigDict(
+    {'learning_rate': 1e-2, 'warmup_steps': 4, 'num_steps': 10, 'cosine_decay': False, 'grad_clip': 0.0, 'beta_1': B1}
+    | changes
+  )
 
 
 def gradients():
@@ -22,16 +23,12 @@ def gradients():
   return np.random.default_rng(0).normal(size=(10, 5)) * np.array([1, 1e-2, 1e-4, 1e-6, 1e-7])
 
 
-def keras(kind, grads, rates, beta_1=B1):
+def keras(grads, rates, beta_1=B1):
   x, m, v = np.ones(5), np.zeros(5), np.zeros(5)
   for n, (g, rate) in enumerate(zip(grads, rates, strict=True), 1):
     m = beta_1 * m + (1 - beta_1) * g
-    if kind == 'adam':
-      v = B2 * v + (1 - B2) * g**2
-      x = x - rate * np.sqrt(1 - B2**n) / (1 - beta_1**n) * m / (np.sqrt(v) + EPS)
-    else:
-      v = np.maximum(B2 * v, np.abs(g))
-      x = x - rate / (1 - beta_1**n) * m / (v + EPS)
+    v = B2 * v + (1 - B2) * g**2
+    x = x - rate * np.sqrt(1 - B2**n) / (1 - beta_1**n) * m / (np.sqrt(v) + EPS)
   return x
 
 
@@ -46,19 +43,17 @@ def run(train, grads):
 
 
 class OptimizerTest(parameterized.TestCase):
-
-  @parameterized.product(kind=('adam', 'adamax'), beta_1=(0.9, 0.5))
-  def test_ten_steps_are_those_of_keras(self, kind, beta_1):
+  @parameterized.parameters(0.9, 0.5)
+  def test_ten_steps_are_those_of_keras(self, beta_1):
     rates = 1e-2 * np.minimum(1, np.arange(10) / 4)
-    x, _ = run(settings(optimizer=kind, beta_1=beta_1), gradients())
-    expected = keras(kind, gradients(), rates, beta_1)
+    x, _ = run(settings(beta_1=beta_1), gradients())
+    expected = keras(gradients(), rates, beta_1)
     np.testing.assert_allclose(x - 1, expected - 1, rtol=1e-3, atol=2e-7)  # float32 around one
 
   def test_warm_up_and_cosine_decay(self):
     _, schedule = run(settings(cosine_decay=True), gradients()[:1])
     steps = np.arange(12)
-    expected = (1e-2 * np.minimum(1, steps / 4)
-                * 0.5 * (1 + np.cos(np.pi * np.clip((steps - 4) / 6, 0, 1))))
+    expected = 1e-2 * np.minimum(1, steps / 4) * 0.5 * (1 + np.cos(np.pi * np.clip((steps - 4) / 6, 0, 1)))
     np.testing.assert_allclose([schedule(s) for s in steps], expected, rtol=1e-5, atol=1e-9)
 
   def test_without_warm_up_the_first_step_has_the_full_rate(self):
@@ -68,7 +63,7 @@ class OptimizerTest(parameterized.TestCase):
     g = gradients() * 100
     norms = np.linalg.norm(g, axis=1, keepdims=True)
     x, _ = run(settings(grad_clip=1.0), g)
-    expected = keras('adam', g / np.maximum(norms, 1), 1e-2 * np.minimum(1, np.arange(10) / 4))
+    expected = keras(g / np.maximum(norms, 1), 1e-2 * np.minimum(1, np.arange(10) / 4))
     np.testing.assert_allclose(x - 1, expected - 1, rtol=1e-3, atol=2e-7)
 
   def test_moving_average(self):

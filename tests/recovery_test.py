@@ -5,31 +5,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_ebm import ebm as ebm_lib
 from diffusion_ebm import langevin, noise_levels, recovery
+from tests import testing
 
 DATA_STD = 0.5
 
 
 def gaussian(levels, t, extra=0.0):
-  """f whose density `exp(f / s_t^2)` is exactly that of `y_t` for data of standard deviation `DATA_STD`.
+  """The model whose density at level t is exactly that of `y_t` for data of standard deviation `DATA_STD`.
 
   Returns:
-    `(f, precision)`; `extra` is added to the precision.
+    `(ebm, precision)`; `extra` is added to the precision.
   """
-  noise = levels.noise
-  precision = 1 / (noise.a_y[t + 1]**2 * (DATA_STD**2 * noise.a_cum[t]**2 + noise.sigma_cum[t]**2)) + extra
+  precision = 1 / (levels.a_y[t] ** 2 * (DATA_STD**2 * levels.a_cum[t] ** 2 + levels.sigma_cum[t] ** 2)) + extra
   s2 = levels.step_variance[t]
-  return lambda y: -0.5 * s2 * precision * jnp.sum(y**2, axis=tuple(range(1, y.ndim))), precision
+  return testing.function_ebm(
+    levels, lambda y, t: -0.5 * s2 * precision * jnp.sum(y**2, axis=tuple(range(1, y.ndim)))
+  ), precision
 
 
 class LangevinTest(absltest.TestCase):
-
   def test_unadjusted_chain_has_its_own_variance(self):
     # y' = (1 - s^2 lam / 2) y + s eps has variance (1 / lam) / (1 - s^2 lam / 4), not 1 / lam.
     lam, step_size, n = 4.0, 0.5, 100_000
     keys = jax.random.split(jax.random.key(0), n)
     y = langevin.unadjusted_chain(
-        lambda y: -lam * y, jnp.zeros((n, 1)), step_size, langevin.normal_noise(keys, (1,)), 100)
+      lambda y: -lam * y, jnp.zeros((n, 1)), step_size, langevin.normal_noise(keys, (1,)), 100
+    )
     expected = 1 / lam / (1 - step_size**2 * lam / 4)
     np.testing.assert_allclose(np.var(y), expected, rtol=5 * np.sqrt(2 / n))
     self.assertGreater(abs(np.var(y) * lam - 1), 0.2)
@@ -43,93 +46,60 @@ class LangevinTest(absltest.TestCase):
   def test_noise_scale_shrinks_the_noise(self):
     keys = jax.random.split(jax.random.key(0), 5)
     np.testing.assert_allclose(
-        langevin.normal_noise(keys, (4,), 0.5)(0), 0.5 * langevin.normal_noise(keys, (4,))(0), rtol=1e-6)
+      langevin.normal_noise(keys, (4,), 0.5)(0), 0.5 * langevin.normal_noise(keys, (4,))(0), rtol=1e-6
+    )
 
   def test_the_score_is_evaluated_once_a_step(self):
     jaxpr = str(jax.make_jaxpr(lambda y: langevin.unadjusted_chain(jnp.sin, y, 0.1, lambda k: 0.0, 30))(1.0))
     self.assertEqual(jaxpr.count('sin '), 1)
 
 
-class LevelsTest(parameterized.TestCase):
-
-  def test_published_rule(self):
-    levels = recovery.make_levels(6, 2e-4)
-    noise = levels.noise
-    for t in range(6):
-      c = noise.sigma_cum[t] / noise.sigma_cum[0]
-      self.assertAlmostEqual(levels.step_variance[t], c * 2e-4 * noise.sigma[t + 1]**2, places=15)
-
-  def test_conditional_rule(self):
-    levels = recovery.make_levels(6, 0.06, 'conditional')
-    np.testing.assert_allclose(levels.step_variance / levels.noise.sigma[1:]**2, 0.06)
-
-  def test_posterior_rule(self):
-    # y_t given x_{t+1} and x is Gaussian: y_t = a_{t+1} (abar_t x + sbar_t eps), seen through the noise sigma_{t+1}. In
-    # terms of the joint covariance of the two noises: var(y) - cov(y, x_next)^2 / var(x_next).
-    levels = recovery.make_levels(6, 0.3, 'posterior')
-    noise = levels.noise
-    for t in range(5):
-      variance = (noise.a[t + 1] * noise.sigma_cum[t])**2
-      posterior = variance - variance**2 / noise.sigma_cum[t + 1]**2
-      np.testing.assert_allclose(levels.step_variance[t], 0.3 * posterior, rtol=1e-9)
-    np.testing.assert_allclose(levels.step_variance[5], 0.3 * noise.sigma_cum[5]**2)  # the last level is a marginal one
-
-  def test_other_rules_are_refused(self):
-    with self.assertRaisesRegex(ValueError, 'other'):
-      recovery.make_levels(6, 0.06, 'other')
-
-
 class RecoveryTest(parameterized.TestCase):
-
   @parameterized.parameters(*range(6))
   def test_score_of_the_conditional_is_the_closed_form(self, t):
-    levels = recovery.make_levels(6, 2e-4)
-    f, precision = gaussian(levels, t)
+    levels = noise_levels.make_levels(6, 2e-4)
+    ebm, precision = gaussian(levels, t)
     y, x_next = jax.random.normal(jax.random.key(0), (2, 4, 3))
-    level = jnp.full(4, t)
-    score = jax.grad(lambda y: jnp.sum(recovery.conditional_log_density(levels, f, y, x_next, level)))(y)
-    pull = 0.0 if t == 5 else 1 / levels.noise.sigma[t + 1]**2
+    score = ebm.at(jnp.full(4, t)).conditional_score(y, x_next)
+    pull = 0.0 if t == 5 else 1 / levels.sigma[t + 1] ** 2
     np.testing.assert_allclose(score, -precision * y - pull * (y - x_next), rtol=2e-4, atol=1e-4)
 
   @parameterized.parameters(*range(6))
   def test_long_chain_has_the_conditionals_mean_and_variance(self, t):
-    levels = recovery.make_levels(6, 0.06, 'conditional')
-    noise = levels.noise
-    f, precision = gaussian(levels, t)
+    levels = noise_levels.make_levels(6, 0.06, 'conditional')
+    ebm, precision = gaussian(levels, t)
     n = 20_000
     x_next = jnp.tile(jnp.array([[0.7, -1.2]]), (n, 1))
     keys = jax.random.split(jax.random.key(t), n)
-    x = recovery.sample_conditional(
-        levels, f, x_next, jnp.full(n, t), langevin.normal_noise(keys, (2,)), 400)
-    pull = 0.0 if t == 5 else 1 / noise.sigma[t + 1]**2
-    total, a = precision + pull, noise.a_y[t + 1]
+    x = recovery.sample_conditional(ebm.at(jnp.full(n, t)), x_next, langevin.normal_noise(keys, (2,)), 400)
+    pull = 0.0 if t == 5 else 1 / levels.sigma[t + 1] ** 2
+    total, a = precision + pull, levels.a_y[t]
     variance = 1 / total / (1 - levels.step_variance[t] * total / 4)
     np.testing.assert_allclose(np.var(x, axis=0), variance / a**2, rtol=5 * np.sqrt(2 / n))
-    np.testing.assert_allclose(
-        np.mean(x, axis=0), pull / total * x_next[0] / a, atol=5 * np.sqrt(variance / n) / a)
+    np.testing.assert_allclose(np.mean(x, axis=0), pull / total * x_next[0] / a, atol=5 * np.sqrt(variance / n) / a)
 
   @parameterized.parameters(*range(6))
   def test_gradient_vanishes_at_the_truth_and_points_to_it_elsewhere(self, t):
     # d/d lam of f = -s^2 lam |y|^2 / 2: with exact negatives its expectation is zero at the true precision.
-    levels = recovery.make_levels(6, 2e-4)
-    noise = levels.noise
+    levels = noise_levels.make_levels(6, 2e-4)
     n = 100_000
     keys = jax.random.split(jax.random.key(t), 4)
     level = jnp.full(n, t)
     x = DATA_STD * jax.random.normal(keys[0], (n, 1))
     x_pos, x_next = noise_levels.diffuse_pair(
-        noise, x, level, jax.random.normal(keys[1], x.shape), jax.random.normal(keys[2], x.shape))
-    pull = 0.0 if t == 5 else 1 / noise.sigma[t + 1]**2
+      levels, x, level, jax.random.normal(keys[1], x.shape), jax.random.normal(keys[2], x.shape)
+    )
+    pull = 0.0 if t == 5 else 1 / levels.sigma[t + 1] ** 2
 
     def gradient(extra):
-      f, precision = gaussian(levels, t, extra)
+      _, precision = gaussian(levels, t, extra)
       total = precision + pull
       y = pull / total * x_next + jax.random.normal(keys[3], x.shape) / np.sqrt(total)
-      x_neg = y / noise.a_y[t + 1]
+      x_neg = y / levels.a_y[t]
 
       def loss(lam):
-        f = lambda y: -0.5 * levels.step_variance[t] * lam * jnp.sum(y**2, axis=1)  # noqa: E731
-        return recovery.recovery_loss(levels, f, x_pos, x_neg, level)[0]
+        f = lambda y, _: -0.5 * levels.step_variance[t] * lam * jnp.sum(y**2, axis=1)  # noqa: E731
+        return recovery.recovery_loss(testing.function_ebm(levels, f), x_pos, x_neg, level)[0]
 
       losses = jax.jacfwd(loss)(precision)
       return np.mean(losses), np.std(losses) / np.sqrt(n)
@@ -142,11 +112,11 @@ class RecoveryTest(parameterized.TestCase):
     self.assertLess(mean, -4 * error)
 
   def test_levels_are_weighted_by_the_inverse_of_their_noise(self):
-    levels = recovery.make_levels(6, 2e-4)
-    sigma = levels.noise.sigma
+    levels = noise_levels.make_levels(6, 2e-4)
+    sigma = levels.sigma
     t = jnp.arange(6)
-    a = jnp.asarray(levels.noise.a_y[1:, None], jnp.float32)
-    loss, f_pos = recovery.recovery_loss(levels, lambda y: y[:, 0], 1 / a, 3 / a, t)
+    a = jnp.asarray(levels.a_y[:, None], jnp.float32)
+    loss, f_pos = recovery.recovery_loss(testing.function_ebm(levels, lambda y, _: y[:, 0]), 1 / a, 3 / a, t)
     np.testing.assert_allclose(f_pos, 1.0, rtol=1e-6)
     np.testing.assert_allclose(loss, 2 * sigma[1] / sigma[1:], rtol=1e-6)
 
@@ -157,30 +127,34 @@ class RecoveryTest(parameterized.TestCase):
     weights = np.outer(weights, weights).ravel() / (2 * np.pi)
     differences = []
     for sigma in (0.2, 0.1, 0.05):
-      noise = noise_levels.from_retention(np.sqrt(1 - np.array([0.01, sigma, 0.5])**2))
-      levels = recovery.Levels(noise, np.full(2, step_variance))
-      y, eps = (part.ravel()[:, None] for part in np.meshgrid(noise.a_y[1] * DATA_STD * nodes, nodes))
+      noise = noise_levels.from_retention(np.sqrt(1 - np.array([0.01, sigma, 0.5]) ** 2))
+      levels = noise_levels.with_steps(noise, np.full(2, step_variance))
+      y, eps = (part.ravel()[:, None] for part in np.meshgrid(levels.a_y[0] * DATA_STD * nodes, nodes))
       x_next = y + sigma * eps
 
-      def f(theta, y):
-        return -step_variance * theta * jnp.sum(y**4, axis=-1) / 4
+      def ebm(theta, levels=levels):
+        return testing.function_ebm(levels, lambda z, _: -step_variance * theta * jnp.sum(z**4, axis=-1) / 4)
 
       # The conditional of each x_next on a grid of its own.
       grid = x_next + sigma * np.linspace(-7, 7, 401)
       log_density = jax.vmap(
-          lambda y, f=f, levels=levels, x_next=x_next: recovery.conditional_log_density(
-              levels, lambda y: f(theta, y), y[:, None], x_next, jnp.zeros(len(y), int)), 1, 1)(grid)
+        lambda y, ebm=ebm, x_next=x_next: (
+          ebm(theta).at(jnp.zeros(len(y), int)).conditional_log_density(y[:, None], x_next)
+        ),
+        1,
+        1,
+      )(grid)
       density = jax.nn.softmax(log_density, axis=1)
 
-      def recovery_loss(theta, f=f, levels=levels, y=y, grid=grid, density=density, a=noise.a_y[1]):
+      def recovery_loss(theta, ebm=ebm, y=y, grid=grid, density=density, a=levels.a_y[0]):
         def each(column):
-          return recovery.recovery_loss(
-              levels, lambda y: f(theta, y), y / a, column[:, None] / a, jnp.zeros(len(y), int))[0]
+          return recovery.recovery_loss(ebm(theta), y / a, column[:, None] / a, jnp.zeros(len(y), int))[0]
+
         return jnp.sum(weights * jnp.sum(density * jax.vmap(each, 1, 1)(grid), axis=1)) / step_variance
 
       def score_matching_loss(theta, y=y, x_next=x_next, sigma=sigma):
         score = -theta * x_next**3
-        return jnp.sum(weights * jnp.sum((y - x_next - sigma**2 * score)**2, axis=1)) / (2 * sigma**2)
+        return jnp.sum(weights * jnp.sum((y - x_next - sigma**2 * score) ** 2, axis=1)) / (2 * sigma**2)
 
       ours, theirs = jax.grad(recovery_loss)(theta), jax.grad(score_matching_loss)(theta)
       differences.append(abs(float(ours / theirs) - 1))
@@ -190,47 +164,54 @@ class RecoveryTest(parameterized.TestCase):
 
   @parameterized.parameters((0, 2.0), (500, 2.0), (998, 1.0))
   def test_normal_approximation_is_one_gradient_and_the_noise_of_the_level(self, t, drift):
-    levels = recovery.make_levels(1000, 0.1, 'conditional')
-    f, precision = gaussian(levels, t)
+    levels = noise_levels.make_levels(1000, 0.1, 'conditional')
+    ebm, precision = gaussian(levels, t)
     x_next, noise = jax.random.normal(jax.random.key(0), (2, 5, 3))
-    sigma, a = levels.noise.sigma[t + 1], levels.noise.a_y[t + 1]
-    x = recovery.sample_conditional(levels, f, x_next, jnp.full(5, t), lambda k: noise, 0)
+    sigma, a = levels.sigma[t + 1], levels.a_y[t]
+    x = recovery.sample_conditional(ebm.at(jnp.full(5, t)), x_next, lambda k: noise, 0)
     # A marginal, the last one, has the drift of a Langevin step of size sigma: half of it.
     np.testing.assert_allclose(
-        x, (x_next - 0.5 * drift * sigma**2 * precision * x_next + sigma * noise) / a, rtol=1e-4, atol=1e-5)
+      x, (x_next - 0.5 * drift * sigma**2 * precision * x_next + sigma * noise) / a, rtol=1e-4, atol=1e-5
+    )
 
   def test_normal_approximation_tends_to_the_conditional_as_the_noise_vanishes(self):
     # For a Gaussian: mean (1 - sigma^2 lam) x beside x / (1 + sigma^2 lam), variance sigma^2 beside the same over that.
     for t in (0, 100):
-      levels = recovery.make_levels(1000, 0.1, 'conditional')
-      f, precision = gaussian(levels, t)
-      sigma, x_next = levels.noise.sigma[t + 1], jnp.array([[1.3]])
-      x = recovery.normal_approximation(levels, f, x_next, jnp.array([t]), jnp.zeros((1, 1)))
-      exact = x_next / (1 + sigma**2 * precision) / levels.noise.a_y[t + 1]
-      np.testing.assert_allclose(x, exact, rtol=2 * (sigma**2 * precision)**2 + 1e-6)
+      levels = noise_levels.make_levels(1000, 0.1, 'conditional')
+      ebm, precision = gaussian(levels, t)
+      sigma, x_next = levels.sigma[t + 1], jnp.array([[1.3]])
+      x = recovery.normal_approximation(ebm.at(jnp.array([t])), x_next, jnp.zeros((1, 1)))
+      exact = x_next / (1 + sigma**2 * precision) / levels.a_y[t]
+      np.testing.assert_allclose(x, exact, rtol=2 * (sigma**2 * precision) ** 2 + 1e-6)
 
   @parameterized.parameters(0, 100, 998)
   def test_coupled_pairs_have_the_law_of_pairs_and_less_noise_in_the_gradient(self, t):
-    levels = recovery.make_levels(1000, 0.1, 'conditional', 'one', 'balanced')
+    levels = noise_levels.make_levels(1000, 0.1, 'conditional', 'one', 'balanced')
     n, level = 100_000, jnp.full(100_000, t)
     x, eps, eps_next, noise, other = jax.random.normal(jax.random.key(t), (5, n, 1))
     x = DATA_STD * x
-    pairs = {'coupled': recovery.coupled_pair(levels, x, level, eps, noise),
-             'plain': noise_levels.diffuse_pair(levels.noise, x, level, eps, eps_next)}
-    f = lambda theta: lambda y: -0.5 * theta * jnp.sum(y**2, axis=1)  # noqa: E731
-    constants, gradients = levels.noise, {}
-    variance = DATA_STD**2 * constants.a_cum**2 + constants.sigma_cum**2
-    covariance = constants.a[t + 1] * variance[t]
+    pairs = {
+      'coupled': recovery.coupled_pair(levels, x, level, eps, noise),
+      'plain': noise_levels.diffuse_pair(levels, x, level, eps, eps_next),
+    }
+    ebm = lambda theta: testing.function_ebm(  # noqa: E731
+      levels, lambda y, _: -0.5 * theta * jnp.sum(y**2, axis=1)
+    )
+    gradients = {}
+    variance = DATA_STD**2 * levels.a_cum**2 + levels.sigma_cum**2
+    covariance = levels.a[t + 1] * variance[t]
     _, precision = gaussian(levels, t)
     for name, (x_t, x_next) in pairs.items():
-      np.testing.assert_allclose([np.var(x_t), np.var(x_next)], variance[t:t + 2], rtol=0.025)
+      np.testing.assert_allclose([np.var(x_t), np.var(x_next)], variance[t : t + 2], rtol=0.025)
       self.assertAlmostEqual(float(np.mean(x_next * x_t)) / covariance, 1, delta=0.025)
       # Of a wrong model, with respect to its precision.
-      x_neg = recovery.normal_approximation(levels, f(1.5 * precision), x_next, level, noise)
-      if name == 'plain':
-        x_neg = recovery.normal_approximation(levels, f(1.5 * precision), x_next, level, other)
+      x_neg = recovery.normal_approximation(
+        ebm(1.5 * precision).at(level), x_next, noise if name == 'coupled' else other
+      )
+
       def loss(theta, x_t=x_t, x_neg=x_neg):
-        return recovery.recovery_loss(levels, f(theta), x_t, x_neg, level)[0]
+        return recovery.recovery_loss(ebm(theta), x_t, x_neg, level)[0]
+
       gradients[name] = np.asarray(jax.jacfwd(loss)(1.5 * precision), np.float64)
     error = np.sqrt(sum(np.var(g) / n for g in gradients.values()))
     self.assertLess(abs(gradients['coupled'].mean() - gradients['plain'].mean()), 4 * error)
@@ -238,15 +219,14 @@ class RecoveryTest(parameterized.TestCase):
     self.assertLess(gradients['coupled'].std(), gradients['plain'].std() * (0.5 if t else 0.9))
 
   def test_balanced_weights_measure_the_score_in_units_of_the_noise(self):
-    levels = recovery.make_levels(1000, 0.1, 'conditional', 'one', 'balanced')
+    levels = noise_levels.make_levels(1000, 0.1, 'conditional', 'one', 'balanced')
     t = jnp.array([0, 1, 50, 998])
     x_pos, eps = jax.random.normal(jax.random.key(0), (2, 4, 3))
-    loss, _ = recovery.score_matching_loss(levels, lambda y: 0 * y[:, 0], x_pos, eps, t)
-    noise = levels.noise
-    ratio = noise.sigma_cum[t + 1] / (noise.a_y[t + 1] * noise.sigma_cum[t])
+    loss, _ = recovery.score_matching_loss(testing.function_ebm(levels, lambda y, _: 0 * y[:, 0]), x_pos, eps, t)
+    ratio = levels.sigma_cum[t + 1] / (levels.a_y[t] * levels.sigma_cum[t])
     np.testing.assert_allclose(loss, 0.5 * ratio**2 * np.sum(eps**2, axis=1), rtol=1e-4)
     with self.assertRaisesRegex(ValueError, 'heavy'):
-      recovery.make_levels(6, 0.06, 'conditional', level_weight='heavy')
+      noise_levels.make_levels(6, 0.06, 'conditional', level_weight='heavy')
 
   @parameterized.parameters(0, 2, 5)
   def test_score_matching_is_least_at_the_truth(self, t):
@@ -254,15 +234,15 @@ class RecoveryTest(parameterized.TestCase):
     nodes, weights = np.polynomial.hermite_e.hermegauss(8)
     weights = np.outer(weights, weights).ravel() / (2 * np.pi)
     z, eps = (jnp.asarray(part.ravel()[:, None], jnp.float32) for part in np.meshgrid(nodes, nodes))
-    for temperature in recovery.TEMPERATURES:
-      levels = recovery.make_levels(6, 0.06, 'conditional', temperature)
+    for temperature in noise_levels.TEMPERATURES:
+      levels = noise_levels.make_levels(6, 0.06, 'conditional', temperature)
       level = jnp.full(len(z), t)
-      x_pos = noise_levels.diffuse(levels.noise, DATA_STD * z, level, eps)
+      x_pos = noise_levels.diffuse(levels, DATA_STD * z, level, eps)
       _, truth = gaussian(levels, t)
 
       def loss(precision, levels=levels, level=level, x_pos=x_pos):
-        f = lambda y: -0.5 * levels.temperature[t] * precision * jnp.sum(y**2, axis=1)  # noqa: E731
-        return jnp.sum(weights * recovery.score_matching_loss(levels, f, x_pos, eps, level)[0])
+        f = lambda y, _: -0.5 * levels.temperature[t] * precision * jnp.sum(y**2, axis=1)  # noqa: E731
+        return jnp.sum(weights * recovery.score_matching_loss(testing.function_ebm(levels, f), x_pos, eps, level)[0])
 
       slope, curvature = jax.grad(loss)(truth), jax.grad(jax.grad(loss))(truth)
       self.assertGreater(float(curvature), 0)
@@ -275,49 +255,54 @@ class RecoveryTest(parameterized.TestCase):
     weights = np.outer(weights, weights).ravel() / (2 * np.pi)
     z, eps = (part.ravel()[:, None] for part in np.meshgrid(nodes, nodes))
     for sigma in (0.1, 0.05):
-      noise = noise_levels.from_retention(np.sqrt(1 - np.array([0.2, sigma, 0.5])**2))
-      levels = recovery.Levels(noise, np.full(2, 0.01))
-      x_pos = noise.a_cum[0] * DATA_STD * z + noise.sigma_cum[0] * eps
+      noise = noise_levels.from_retention(np.sqrt(1 - np.array([0.2, sigma, 0.5]) ** 2))
+      levels = noise_levels.with_steps(noise, np.full(2, 0.01))
+      x_pos = levels.a_cum[0] * DATA_STD * z + levels.sigma_cum[0] * eps
       level = jnp.zeros(len(z), int)
-      f = lambda theta: lambda y: -0.01 * theta * jnp.sum(y**4, axis=-1) / 4  # noqa: B023, E731
-      ours = jax.grad(lambda theta: jnp.sum(weights * recovery.score_matching_loss(
-          levels, f(theta), x_pos, eps, level)[0]))(1.5)  # noqa: B023
+
+      def loss(theta, levels=levels, x_pos=x_pos, level=level):
+        ebm = testing.function_ebm(levels, lambda point, _: -0.01 * theta * jnp.sum(point**4, axis=-1) / 4)
+        return jnp.sum(weights * recovery.score_matching_loss(ebm, x_pos, eps, level)[0])
+
+      ours = jax.grad(loss)(1.5)
       # The recovery likelihood's: E grad f(y_neg) - E grad f(y), with the negatives from the exact conditional.
       y = np.linspace(-3, 3, 1501)
-      data_y = noise.a_y[1] * DATA_STD * noise.a_cum[0]
-      width = np.sqrt(data_y**2 + (noise.a_y[1] * noise.sigma_cum[0])**2)
+      data_y = levels.a_y[0] * DATA_STD * levels.a_cum[0]
+      width = np.sqrt(data_y**2 + (levels.a_y[0] * levels.sigma_cum[0]) ** 2)
       x_next = np.sqrt(width**2 + sigma**2) * nodes
-      log_p = -1.5 * y**4 / 4 - (y - x_next[:, None])**2 / (2 * sigma**2)
+      log_p = -1.5 * y**4 / 4 - (y - x_next[:, None]) ** 2 / (2 * sigma**2)
       p = np.exp(log_p - log_p.max(1, keepdims=True))
       p /= p.sum(1, keepdims=True)
       line = np.polynomial.hermite_e.hermegauss(24)[1] / np.sqrt(2 * np.pi)
-      theirs = 0.01 * (line @ (p @ (-y**4 / 4)) - line @ (-(width * nodes)**4 / 4))
+      theirs = 0.01 * (line @ (p @ (-(y**4) / 4)) - line @ (-((width * nodes) ** 4) / 4))
       differences.append(abs(float(ours / theirs) - 1))
     self.assertLess(differences[1], 0.05)
     self.assertLess(differences[1], 0.5 * differences[0])
 
   def test_another_temperature_changes_the_scale_of_f_but_not_the_weights_of_the_levels(self):
-    published = recovery.make_levels(6, 0.06, 'conditional')
-    plain = recovery.make_levels(6, 0.06, 'conditional', 'one')
+    published = noise_levels.make_levels(6, 0.06, 'conditional')
+    plain = noise_levels.make_levels(6, 0.06, 'conditional', 'one')
     t, x = jnp.arange(6), jax.random.normal(jax.random.key(0), (2, 6, 1))
     s2 = jnp.asarray(published.step_variance, jnp.float32)
     log_density = lambda y: jnp.sin(3 * y[:, 0])  # noqa: E731
-    theirs, _ = recovery.recovery_loss(published, lambda y: jnp.tile(s2, 2) * log_density(y), *x, t)
-    ours, _ = recovery.recovery_loss(plain, log_density, *x, t)
+    theirs, _ = recovery.recovery_loss(
+      testing.function_ebm(published, lambda y, _: jnp.tile(s2, 2) * log_density(y)), *x, t
+    )
+    ours, _ = recovery.recovery_loss(testing.function_ebm(plain, lambda y, _: log_density(y)), *x, t)
     np.testing.assert_allclose(ours, theirs / s2[0], rtol=1e-4)
-    np.testing.assert_allclose(recovery.log_density(plain, s2, t), s2)
+    np.testing.assert_allclose(ebm_lib.scale(plain, s2, t), s2)
     with self.assertRaisesRegex(ValueError, 'warm'):
-      recovery.make_levels(6, 0.06, 'conditional', 'warm')
+      noise_levels.make_levels(6, 0.06, 'conditional', 'warm')
 
   def test_ancestral_sampling_with_exact_energies_returns_the_data(self):
-    levels = recovery.make_levels(6, 0.06, 'conditional')
+    levels = noise_levels.make_levels(6, 0.06, 'conditional')
     n = 10_000
     keys = jax.random.split(jax.random.key(0), n)
     x = jax.random.normal(jax.random.key(1), (n, 1))
     for t in reversed(range(6)):
       noise = langevin.normal_noise(jax.vmap(lambda key, t=t: jax.random.fold_in(key, t))(keys), (1,))
-      x = recovery.sample_conditional(levels, gaussian(levels, t)[0], x, jnp.full(n, t), noise, 200)
-    variance = DATA_STD**2 * levels.noise.a_cum[0]**2 + levels.noise.sigma_cum[0]**2
+      x = recovery.sample_conditional(gaussian(levels, t)[0].at(jnp.full(n, t)), x, noise, 200)
+    variance = DATA_STD**2 * levels.a_cum[0] ** 2 + levels.sigma_cum[0] ** 2
     # The unadjusted chain's own bias is 1 / (1 - s^2 lam / 4), at most 2.5 % here.
     np.testing.assert_allclose(np.var(x), variance, rtol=0.03 + 5 * np.sqrt(2 / n))
     self.assertLess(abs(np.mean(x)), 5 * DATA_STD / np.sqrt(n))

@@ -1,10 +1,11 @@
-"""Tiny runs for the tests of the jobs."""
+"""What several tests share: models with known densities, and tiny runs for the tests of the jobs."""
 
 import contextlib
 import json
 import logging
 import os
 import resource
+import unittest
 from unittest import mock
 
 import jax
@@ -12,12 +13,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import digits, toy2d
-from diffusion_ebm import checkpoints, inpaint, interpolate, ood, parallel, sample, train
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
+from diffusion_ebm import older_versions
+from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.evaluate import classifier
+from diffusion_ebm.jobs import inpaint, interpolate, ood, sample, train
+from diffusion_ebm.run import checkpoints, parallel
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+# Tests that take long run with `python -m pytest --long`, as CI does.
+long = unittest.skipUnless(os.environ.get('LONG_TESTS'), 'takes long: runs with --long')
+
+
+class FunctionNetwork:
+  """A stand-in for a network: a function f(y, t), from (B, ...) and (B,) to (B,), or f(y, t, weights)."""
+
+  def __init__(self, function):
+    self._function = function
+
+  def apply(self, variables, *args, method):
+    if method == 'embed':
+      return args[0]
+    y, t, _ = args
+    weights = variables['params']
+    return self._function(y, t, weights) if weights else self._function(y, t)
+
+
+def function_ebm(levels, function, weights=None):
+  """The model whose network is a function f(y, t), or f(y, t, weights)."""
+  return Ebm(weights or {}, FunctionNetwork(function), levels)
 
 
 class GaussianNetwork:
@@ -25,10 +52,13 @@ class GaussianNetwork:
 
   def __init__(self, levels, covariance):
     """Takes the levels and the data's covariance, (D, D)."""
-    noise, eye = levels.noise, np.eye(len(covariance))
-    self.covariance = np.stack([  # of y_t, (T, D, D)
-        noise.a_y[t + 1]**2 * (noise.a_cum[t]**2 * np.asarray(covariance) + noise.sigma_cum[t]**2 * eye)
-        for t in range(levels.num_models)])
+    eye = np.eye(len(covariance))
+    self.covariance = np.stack(
+      [  # of y_t, (T, D, D)
+        levels.a_y[t] ** 2 * (levels.a_cum[t] ** 2 * np.asarray(covariance) + levels.sigma_cum[t] ** 2 * eye)
+        for t in range(levels.num_models)
+      ]
+    )
     self._precision = levels.step_variance[:, None, None] * np.linalg.inv(self.covariance)
 
   def apply(self, variables, *args, method):
@@ -43,6 +73,11 @@ class GaussianNetwork:
     return 0.5 * np.linalg.slogdet(2 * np.pi * self.covariance)[1]
 
 
+def gaussian_ebm(levels, covariance):
+  """The exact model of Gaussian data of mean zero; its `network` is a `GaussianNetwork`."""
+  return Ebm({}, GaussianNetwork(levels, covariance), levels)
+
+
 def digits_config(**changes):
   """Digits, 4 steps of a tiny network; `changes` are of the `train` section.
 
@@ -51,9 +86,10 @@ def digits_config(**changes):
   config = digits.get_config()
   config.model.update({'ch': 8, 'ch_mult': (1,), 'act': 'swish', 'final_act': 'swish'})
   config.sampling.update({'num_steps': 2, 'generation_steps': 0, 'batch_size': 5})
-  config.train.update({
-      'batch_size': 8, 'num_steps': 4, 'warmup_steps': 1, 'log_every': 1, 'sample_every': 4,
-      'checkpoint_every': 2} | changes)
+  config.train.update(
+    {'batch_size': 8, 'num_steps': 4, 'warmup_steps': 1, 'log_every': 1, 'sample_every': 4, 'checkpoint_every': 2}
+    | changes
+  )
   return config
 
 
@@ -62,9 +98,18 @@ def toy2d_config(**changes):
   config = toy2d.get_config()
   config.model.update({'ch': 8, 'num_layers': 1})
   config.sampling.update({'num_steps': 2, 'batch_size': 16})
-  config.train.update({
-      'batch_size': 8, 'num_steps': 4, 'cosine_decay': False, 'warmup_steps': 1, 'log_every': 1, 'sample_every': 4,
-      'checkpoint_every': 2} | changes)
+  config.train.update(
+    {
+      'batch_size': 8,
+      'num_steps': 4,
+      'cosine_decay': False,
+      'warmup_steps': 1,
+      'log_every': 1,
+      'sample_every': 4,
+      'checkpoint_every': 2,
+    }
+    | changes
+  )
   return config
 
 
@@ -85,7 +130,8 @@ def steps_of(workdir):
 def restore(config, workdir, step=None):
   """`(state, batches_read)` of a checkpoint."""
   manager = checkpoints.open_for_reading(workdir)
-  restored = checkpoints.restore(manager, model_lib.build(config_lib.resolve(config)).state, step)
+  state = model_lib.build(config_lib.resolve(config)).state
+  restored = checkpoints.restore(manager, state, step, lacking=older_versions.LACKING)
   manager.close()
   return restored
 
@@ -107,6 +153,14 @@ def records(workdir):
     return [json.loads(line) for line in file]
 
 
+def assert_same_images(one, other):
+  """uint8 images; sums of float32 in another order may round a value to either side."""
+  np.testing.assert_equal(one.shape, other.shape)
+  difference = np.abs(one.astype(int) - other)
+  np.testing.assert_array_less(np.max(difference), 2)
+  np.testing.assert_array_less(np.mean(difference > 0), 0.02)
+
+
 def contents(folder):
   """Every file below the folder, as bytes."""
   files = {}
@@ -125,17 +179,26 @@ def train_on_devices(folder, num_steps):
   for number in (1, 2, 4, 8):
     with no_picture, mock.patch.object(parallel, 'devices', lambda number=number: devices[:number]):
       workdir = os.path.join(folder, str(number))
-      train.train(config, workdir)
-      sample.sample(config, workdir, 5, 0)
+      train.run(config, workdir)
+      config.sampling.num_samples = 5
+      sample.run(config, workdir)
       print(parallel.num_devices())
+
+
+def jobs_config():
+  """Digits, and a little of each job on a trained model."""
+  config = digits_config()
+  config.inpaint.update({'mask': 'top', 'num_images': 3, 'completions': 2, 'repeats': 2})
+  config.interpolate.update({'num_strips': 2, 'frames': 3})
+  config.ood.update({'against': ('noise', 'shuffle'), 'num_examples': 50})
+  return config
 
 
 def sample_and_more(workdir):
   """For a process of its own: all that is done with a trained model."""
-  config = digits_config()
+  config = jobs_config()
   classifier._STEPS = 5
   logging.basicConfig(level=logging.INFO, force=True)  # imports have set it up already
-  inpaint.inpaint(config, workdir, 'top', '', 3, 2, 2, 0)
-  interpolate.interpolate(config, workdir, 2, 3, 0)
-  ood.ood(config, workdir, ['noise', 'shuffle'], 50, 0)
+  for job in (inpaint, interpolate, ood):
+    job.run(config, workdir)
   print(jax.device_count(), 'devices')

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-from diffusion_ebm.errors import UserError
+from diffusion_ebm.run.errors import UserError
 
 # Refused unread: no photograph is larger, and a small file may unpack to a very large image.
 MAX_BYTES = 256 * 2**20
@@ -18,8 +18,7 @@ def check_channels(data):
   """Refuses a `data.num_channels` other than 1 and 3."""
   if data.num_channels not in (1, 3):
     raise UserError(
-      f'images have 1 channel (grey) or 3 (RGB), not {data.num_channels}: '
-      'set --config.data.num_channels=1 or 3'
+      f'images have 1 channel (grey) or 3 (RGB), not {data.num_channels}: set --config.data.num_channels=1 or 3'
     )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from diffusion_ebm.data.source import ArraySource
-from diffusion_ebm.errors import UserError
+from diffusion_ebm.run.errors import UserError
 
 
 def load(data, split):

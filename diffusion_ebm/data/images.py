@@ -6,9 +6,9 @@ import numpy as np
 
 from diffusion_ebm.data import encoded
 from diffusion_ebm.data.decode import check_channels, decode
-from diffusion_ebm.data.files import list_images
+from diffusion_ebm.data.image_files import list_images
 from diffusion_ebm.data.source import ArraySource
-from diffusion_ebm.errors import UserError
+from diffusion_ebm.run.errors import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -40,9 +40,7 @@ def load(data, split):
   colours = np.zeros(len(names), bool)
 
   def read(number):
-    image, colours[number] = decode(
-      files.read(names[number]), data.image_size, data.num_channels
-    )
+    image, colours[number] = decode(files.read(names[number]), data.image_size, data.num_channels)
     return image
 
   def read_again(number):
@@ -55,9 +53,7 @@ def load(data, split):
       ) from error
 
   _log.info('reading %d images of %s', len(names), data.path)
-  images, failures = encoded.decode_all(
-    read, len(names), shape, data.num_workers, keep=in_memory
-  )
+  images, failures = encoded.decode_all(read, len(names), shape, data.num_workers, keep=in_memory)
   _report(failures, names, data)
   good = np.setdiff1d(np.arange(len(names)), list(failures))
   _check_colours(colours[good], [names[n] for n in good], data)
@@ -84,10 +80,7 @@ def _choose_split(names, data, split):
   folders = {'train': data.train_split.strip('/'), 'test': data.test_split.strip('/')}
   outer = _shared_folders(names, folders.values())
   inner = [name[len(outer) :] for name in names]
-  present = {
-    key: any(name.startswith(folder + '/') for name in inner)
-    for key, folder in folders.items() if folder
-  }
+  present = {key: any(name.startswith(folder + '/') for name in inner) for key, folder in folders.items() if folder}
   prefix = ''
   if present.get(split):
     prefix = folders[split] + '/'
@@ -97,9 +90,7 @@ def _choose_split(names, data, split):
       f'--config.data.{split}_split to another folder, or to nothing to use all images'
     )
   elif split in present:
-    _log.info(
-      'no folder %r in %s: training on everything in it (%d files)', folders[split], data.path, len(names)
-    )
+    _log.info('no folder %r in %s: training on everything in it (%d files)', folders[split], data.path, len(names))
   chosen = [name for name in inner if name.startswith(prefix)]
   classes = [name[len(prefix) :].rpartition('/')[0].partition('/')[0] for name in chosen]
   kinds = sorted(set(classes))
@@ -141,8 +132,7 @@ def _report(failures, names, data):
       'repair or remove them, or skip them with --config.data.strict=False'
     )
   _log.warning(
-    'skipping %d of %d images in %s that cannot be decoded (%s)',
-    len(failures), len(names), data.path, shown,
+    'skipping %d of %d images in %s that cannot be decoded (%s)', len(failures), len(names), data.path, shown
   )
 
 

@@ -44,7 +44,7 @@ def train_batches(source, batch_size, seed, start_step=0, share=(0, 1)):
     raise ValueError(f'share {share} is not (i, n) with 0 <= i < n')
   if batch_size < 1 or batch_size % num_hosts:
     raise ValueError(f'{num_hosts} hosts cannot share batches of {batch_size} equally')
-  if start_step < 0 or seed < 0:
+  if min(start_step, seed) < 0:
     raise ValueError(f'start_step {start_step} and seed {seed} have to be non-negative')
   rows = np.arange(batch_size // num_hosts) + host * (batch_size // num_hosts)
 
@@ -60,9 +60,5 @@ def train_batches(source, batch_size, seed, start_step=0, share=(0, 1)):
     return source.read(indices)
 
   # Grain's own shuffle and batch take tens of microseconds per example: too long for small ones.
-  batches = (
-    grain.MapDataset.range(start_step, _FOREVER)
-    .map(batch)
-    .to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD))
-  )
-  return iter(batches)
+  options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+  return iter(grain.MapDataset.range(start_step, _FOREVER).map(batch).to_iter_dataset(options))

@@ -8,11 +8,18 @@ from diffusion_ebm.data import encoded
 from diffusion_ebm.data.decode import check_channels, fit, to_mode
 from diffusion_ebm.data.source import ArraySource
 from diffusion_ebm.data.tfds_prepare import prepare
-from diffusion_ebm.errors import UnknownDataSetError, UserError
+from diffusion_ebm.run.errors import UnknownDataSetError, UserError
 
 _KNOWN = (
-  'mnist', 'cifar10', 'cifar100', 'svhn_cropped', 'celeb_a', 'lsun/church', 'lsun/bedroom',
-  'celeb_a_hq/128', 'celeb_a_hq/256',
+  'mnist',
+  'cifar10',
+  'cifar100',
+  'svhn_cropped',
+  'celeb_a',
+  'lsun/church',
+  'lsun/bedroom',
+  'celeb_a_hq/128',
+  'celeb_a_hq/256',
 )
 _TFDS_NAMES = {'lsun/church': 'lsun/church_outdoor'}
 
@@ -47,8 +54,7 @@ def load(data, split):
       example = examples[number]
     except Exception as error:
       raise UserError(
-        f'image {number} of {data.name} cannot be read ({error}): remove {builder.data_dir} to '
-        'have it prepared anew'
+        f'image {number} of {data.name} cannot be read ({error}): remove {builder.data_dir} to have it prepared anew'
       ) from error
     if labelled:
       labels[number] = example['label']
@@ -107,8 +113,7 @@ def _examples(builder, data, split):
     len(examples)
   except (ValueError, KeyError) as error:
     raise UserError(
-      f'{data.name} has no split {name!r}: set --config.data.{split}_split to one of '
-      f'{", ".join(builder.info.splits)}'
+      f'{data.name} has no split {name!r}: set --config.data.{split}_split to one of {", ".join(builder.info.splits)}'
     ) from error
   except NotImplementedError as error:  # what TFDS raises for files other than ArrayRecord
     raise UserError(

@@ -17,7 +17,7 @@ import sys
 import textwrap
 import types
 
-from diffusion_ebm.errors import UserError
+from diffusion_ebm.run.errors import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +79,10 @@ def prepare(builder):
       if not builder.data_path.exists():
         _log.info(
           'downloading %s (%s) to %s and preparing it in %s, once and for all',
-          name, _download_size(builder), downloads, builder.data_dir,
+          name,
+          _download_size(builder),
+          downloads,
+          builder.data_dir,
         )
       builder.download_and_prepare(download_config=config, file_format='array_record')
   except Exception as error:
@@ -101,10 +104,7 @@ def _explain(error, builder, name, downloads):
     instructions = ' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
     if instructions not in cause:
       cause += f'; {instructions}'
-    return (
-      f'{name} has to be fetched by hand: put its files into {downloads / "manual"} and start '
-      f'again ({cause})'
-    )
+    return f'{name} has to be fetched by hand: put its files into {downloads / "manual"} and start again ({cause})'
   if any(_is_tensorflow_missing(e) for e in _chain(error)):
     return (
       f'to prepare {name} takes TensorFlow ({cause}): in an environment with it (pip install '

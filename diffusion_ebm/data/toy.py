@@ -8,7 +8,7 @@ import numpy as np
 from scipy import special
 
 from diffusion_ebm.data.source import ArraySource
-from diffusion_ebm.errors import UserError
+from diffusion_ebm.run.errors import UserError
 
 _NUM_SAMPLES = {'train': 2**20, 'test': 2**14}
 _SEEDS = {'train': 0, 'test': 1}
@@ -92,9 +92,7 @@ def _log_density_rings(points, a=1.0, sigma=0.0):
   norms = np.linalg.norm(np.asarray(points, np.float64), axis=1)[:, None]
   radii = a * _RADII
   # ive(0, z) = exp(-z) I0(z): what is taken out of I0 completes the square.
-  logs = -((norms - radii) ** 2) / (2 * variance) + np.log(
-    special.ive(0, norms * radii / variance)
-  )
+  logs = -((norms - radii) ** 2) / (2 * variance) + np.log(special.ive(0, norms * radii / variance))
   return special.logsumexp(logs, axis=1) - np.log(2 * np.pi * variance * len(_RADII))
 
 
@@ -160,8 +158,7 @@ def distribution(name):
   """
   if name not in DISTRIBUTIONS:
     raise UserError(
-      f'toy2d knows no distribution {name!r}: '
-      f'set --config.data.distribution to one of {", ".join(DISTRIBUTIONS)}'
+      f'toy2d knows no distribution {name!r}: set --config.data.distribution to one of {", ".join(DISTRIBUTIONS)}'
     )
   return DISTRIBUTIONS[name]
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from diffusion_ebm import langevin
+from diffusion_ebm import langevin, random_keys
 
 
 class Estimate(NamedTuple):
@@ -28,19 +28,20 @@ class Estimate(NamedTuple):
     standard_error: of `log_z`, from the spread of the weights; not to be trusted where `ess` is near one.
     ess: effective sample size of the weights, in 1..N.
   """
+
   log_z: float
   standard_error: float
   ess: float
 
 
-def anneal(target_of, kernel, rungs, step_sizes, x, keys, num_steps: int, first: int = 0):
+def anneal(make_target, kernel, rungs, step_sizes, x, keys, num_steps: int, first: int = 0):
   """Moves chains from rung to rung, in either direction, and weighs them.
 
   For each k the weights gain `log p_{k+1}(x) - log p_k(x)`, then the chains take steps that leave `p_{k+1}` as it is.
   The reverse pass is the same with the rungs in reverse order.
 
   Args:
-    target_of: from a rung to its unnormalised log density, a function from (B, ...) to (B,).
+    make_target: from a rung to its unnormalised log density, a function from (B, ...) to (B,).
     kernel: a reversible kernel of `langevin.make_kernel`, not 'ula'.
     rungs: a tree of arrays (R + 1, ...): the rungs from the chains' own to the last, R >= 1.
     step_sizes: of the kernel at each rung, (R + 1,).
@@ -57,15 +58,14 @@ def anneal(target_of, kernel, rungs, step_sizes, x, keys, num_steps: int, first:
 
   def body(carry, k):
     x, before = carry
-    target = target_of(at(k))
+    target = make_target(at(k))
     state = langevin.init(target, x)
     gain = state.log_density - before
-    moved = jax.vmap(lambda key: jax.random.fold_in(key, first + k))(keys)
-    state, info = langevin.run(kernel, target, state, moved, step_sizes[k], num_steps)
+    state, info = langevin.run(kernel, target, state, random_keys.fold_in(keys, first + k), step_sizes[k], num_steps)
     return (state.y, state.log_density), (gain, info.acceptance)
 
   num_rungs = len(jax.tree.leaves(rungs)[0])
-  (x, _), (gains, acceptance) = lax.scan(body, (x, target_of(at(0))(x)), jnp.arange(1, num_rungs))
+  (x, _), (gains, acceptance) = lax.scan(body, (x, make_target(at(0))(x)), jnp.arange(1, num_rungs))
   return x, gains, acceptance
 
 
@@ -79,8 +79,7 @@ def estimate(log_weights) -> Estimate:
   total = special.logsumexp(log_weights)
   share = np.exp(log_weights - total)
   ess = 1 / np.sum(share**2)
-  return Estimate(
-      float(total - np.log(n)), float(np.sqrt(max(1 / ess - 1 / n, 0.0) * n / max(n - 1, 1))), float(ess))
+  return Estimate(float(total - np.log(n)), float(np.sqrt(max(1 / ess - 1 / n, 0.0) * n / max(n - 1, 1))), float(ess))
 
 
 def reverse_estimate(log_weights) -> Estimate:

@@ -11,11 +11,12 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import energy, langevin, recovery
+from diffusion_ebm import langevin, random_keys
 from diffusion_ebm.density import ais
-from diffusion_ebm.noise_levels import at
+from diffusion_ebm.ebm import Ebm
+from diffusion_ebm.noise_levels import NoiseLevels
 
-# The pilot tunes the step size again when the level has changed, but at most every so many rungs, by so many steps.
+# The pilot tunes the step size again every so many rungs, by so many steps.
 _TUNE_EVERY, _TUNE_STEPS = 20, 20
 
 
@@ -26,72 +27,76 @@ class Rungs(NamedTuple):
     level: int (R + 1,), in 0..T-1.
     fraction: float32 (R + 1,), in [0, 1].
   """
+
   level: np.ndarray
   fraction: np.ndarray
 
 
-def level_log_density(levels: recovery.Levels, network, weights, t):
+def level_log_density(ebm: Ebm, t):
   """The unnormalised log density of `x_t`, standard normal for t = T.
 
   Args:
-    levels: the levels.
-    network: the energy network.
-    weights: its normalised parameters.
+    ebm: the model.
     t: a level, int () in 0..T.
 
   Returns:
     A function from (B, ...) to (B,), in nats.
   """
-  top = levels.num_models
+  levels, top = ebm.levels, ebm.levels.num_models
   level = jnp.minimum(jnp.asarray(t), top - 1)[None]
-  f = energy.at_level(network, weights, level)
+  model = ebm.at(level)
 
   def log_density(x):
     squares = jnp.sum(x**2, axis=tuple(range(1, x.ndim)))
     normal = -0.5 * squares - 0.5 * np.log(2 * np.pi) * (x.size // len(x))
-    learned = recovery.log_density(levels, f(at(levels.noise.a_y[1:], level, x) * x), level)
-    return jnp.where(t == top, normal, learned)
+    return jnp.where(t == top, normal, model.log_density(levels.to_y(x, level)))
 
   return log_density
 
 
-def rung_log_density(levels: recovery.Levels, network, weights, rung: Rungs):
+def rung_log_density(ebm: Ebm, rung: Rungs):
   """The unnormalised log density of one rung: a function from (B, ...) to (B,), in nats."""
-  below = level_log_density(levels, network, weights, rung.level)
-  above = level_log_density(levels, network, weights, rung.level + 1)
+  below, above = level_log_density(ebm, rung.level), level_log_density(ebm, rung.level + 1)
 
-  def log_density(x):
-    def both(x):
-      return rung.fraction * below(x) + (1 - rung.fraction) * above(x)
+  def both(x):
+    return rung.fraction * below(x) + (1 - rung.fraction) * above(x)
 
-    return lax.cond(rung.fraction == 1, below, both, x)
-
-  return log_density
+  return lambda x: lax.cond(rung.fraction == 1, below, both, x)
 
 
-def first_rung(levels: recovery.Levels) -> Rungs:
+def first_rung(levels: NoiseLevels) -> Rungs:
   """The normalised one: the standard normal density."""
   return Rungs(np.asarray([levels.num_models - 1], np.int32), np.zeros(1, np.float32))
 
 
-def choose(levels: recovery.Levels, network, weights, keys, shape, kernel, num_steps: int, ess: float,
-           acceptance: float, step_size: float, on_level=lambda level: None):
+class Pilot(NamedTuple):
+  """What the pilot run aims at.
+
+  Attributes:
+    num_steps: steps of the kernel at each rung.
+    ess: share of effective samples from one rung to the next, in (0, 1).
+    acceptance: that the step size is tuned to.
+    step_size: to begin with.
+  """
+
+  num_steps: int
+  ess: float
+  acceptance: float
+  step_size: float = 0.3
+
+
+def choose(ebm: Ebm, keys, shape, kernel, pilot: Pilot, on_level=lambda level: None):
   """Chooses rungs and step sizes by a pilot run, which is not used otherwise.
 
-  The next rung is as far as the share of effective samples among the pilot's chains stays at `ess`, and at most at the
-  next level; the step size follows the acceptance.
+  The next rung is as far as the share of effective samples among the pilot's chains stays at `pilot.ess`, and at most
+  at the next level; the step size follows the acceptance.
 
   Args:
-    levels: the levels.
-    network: the energy network.
-    weights: its normalised parameters.
+    ebm: the model.
     keys: one for each of the pilot's chains, (B,).
     shape: of one example.
     kernel: of `langevin.make_kernel`.
-    num_steps: steps at each rung.
-    ess: share of effective samples, in (0, 1).
-    acceptance: aimed at.
-    step_size: to begin with.
+    pilot: what it aims at.
     on_level: called with each level that has been reached.
 
   Returns:
@@ -100,31 +105,10 @@ def choose(levels: recovery.Levels, network, weights, keys, shape, kernel, num_s
   Raises:
     FloatingPointError: the chains reached values that are not finite; its argument is the level.
   """
-  @jax.jit
-  def differences(level, x):
-    lower, upper = (level_log_density(levels, network, weights, t)(x) for t in (level, level + 1))
-    return lower - upper
-
-  def state_at(rung, x):
-    target = rung_log_density(levels, network, weights, rung)
-    return target, langevin.init(target, x)
-
-  @jax.jit
-  def move(rung, x, keys, step_size, number):
-    target, state = state_at(rung, x)
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-    return langevin.run(kernel, target, state, keys, step_size, num_steps)[0].y
-
-  @jax.jit
-  def tune(rung, x, keys, step_size, number):
-    target, state = state_at(rung, x)
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-    state, step_size = langevin.adapt_step_size(kernel, target, state, keys, step_size, _TUNE_STEPS, acceptance)
-    return state.y, step_size
-
-  x = langevin.normal_noise(keys, shape)(levels.num_models)
-  level, fraction = levels.num_models - 1, 0.0
-  chosen, steps, tuned = [(level, fraction)], [step_size], -_TUNE_EVERY
+  differences, move, tune = _pilot_steps(ebm, kernel, pilot)
+  x = langevin.normal_noise(keys, shape)(ebm.levels.num_models)
+  level, fraction, step_size = ebm.levels.num_models - 1, 0.0, pilot.step_size
+  chosen, tuned = [(level, fraction, step_size)], -_TUNE_EVERY
   while level > 0 or fraction < 1:
     if fraction == 1:
       level, fraction = level - 1, 0.0
@@ -132,17 +116,39 @@ def choose(levels: recovery.Levels, network, weights, keys, shape, kernel, num_s
     if not np.all(np.isfinite(difference)):
       raise FloatingPointError(level)
     left = 1 - fraction
-    move_by = ais.next_fraction(left * difference, ess) * left
+    move_by = ais.next_fraction(left * difference, pilot.ess) * left
     fraction = 1.0 if move_by > left - 1e-6 else fraction + move_by
     rung = Rungs(np.int32(level), np.float32(fraction))
     if len(chosen) - tuned >= _TUNE_EVERY:
       x, tuned_step = tune(rung, x, keys, np.float32(step_size), 2 * len(chosen))
       step_size, tuned = float(tuned_step), len(chosen)
     x = move(rung, x, keys, np.float32(step_size), 2 * len(chosen) + 1)
-    chosen.append((level, fraction))
-    steps.append(step_size)
+    chosen.append((level, fraction, step_size))
     if fraction == 1:
       on_level(level)
-  rungs = Rungs(np.asarray([level for level, _ in chosen], np.int32),
-                np.asarray([fraction for _, fraction in chosen], np.float32))
-  return rungs, np.asarray(steps, np.float32)
+  level, fraction, step_sizes = zip(*chosen, strict=True)
+  return Rungs(np.asarray(level, np.int32), np.asarray(fraction, np.float32)), np.asarray(step_sizes, np.float32)
+
+
+def _pilot_steps(ebm, kernel, pilot):
+  """The compiled parts of `choose`: the difference between levels, steps of the chains, and steps that tune."""
+
+  @jax.jit
+  def differences(level, x):
+    lower, upper = (level_log_density(ebm, t)(x) for t in (level, level + 1))
+    return lower - upper
+
+  @jax.jit
+  def move(rung, x, keys, step_size, number):
+    target = rung_log_density(ebm, rung)
+    state, keys = langevin.init(target, x), random_keys.fold_in(keys, number)
+    return langevin.run(kernel, target, state, keys, step_size, pilot.num_steps)[0].y
+
+  @jax.jit
+  def tune(rung, x, keys, step_size, number):
+    target = rung_log_density(ebm, rung)
+    state, keys = langevin.init(target, x), random_keys.fold_in(keys, number)
+    state, step_size = langevin.adapt_step_size(kernel, target, state, keys, step_size, _TUNE_STEPS, pilot.acceptance)
+    return state.y, step_size
+
+  return differences, move, tune

@@ -14,24 +14,23 @@ integrates q over each pixel's bin; bits per dimension are minus that over D log
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import marginal, recovery
+from diffusion_ebm import marginal_density
+from diffusion_ebm.ebm import Ebm
 
 
-def log_prob(levels: recovery.Levels, network, weights, x, log_z):
+def log_prob(ebm: Ebm, x, log_z):
   """The normalised log density of data.
 
   Args:
-    levels: the levels.
-    network: the energy network.
-    weights: its normalised parameters.
+    ebm: the model.
     x: data, images in [-1, 1] (dequantised, for bits per dimension) or vectors, (B, ...).
     log_z: log Z_0 of `exp(F(y, 0))`, in nats.
 
   Returns:
     (B,), in nats.
   """
-  a = float(levels.noise.a_cum[0])
-  unnormalised = marginal.log_density(levels, network, weights, a * x, jnp.zeros(1, int))
+  a = float(ebm.levels.a_cum[0])
+  unnormalised = marginal_density.log_density(ebm, a * x, jnp.zeros(1, int))
   return unnormalised + x[0].size * np.log(a) - log_z
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_ebm.errors import UserError
-from diffusion_ebm.progress import Progress
+from diffusion_ebm.run.errors import UserError
+from diffusion_ebm.run.progress import Progress
 
 NUM_FEATURES = 128
 # Changes of anything below change every score: they belong to the name of the cached weights.
@@ -23,6 +23,7 @@ class Classifier(nn.Module):
   Attributes:
     num_classes: C.
   """
+
   num_classes: int
 
   @nn.compact
@@ -63,8 +64,9 @@ def train(source, test_source):
     UserError: the data have no labels.
   """
   if source.labels is None:
-    raise UserError('the classifier needs labels, and these data have none: set --config.eval.extractor=inception or '
-                    'pixels')
+    raise UserError(
+      'the classifier needs labels, and these data have none: set --config.eval.extractor=inception or pixels'
+    )
   num_classes = int(np.max(source.labels)) + 1
   network = Classifier(num_classes)
   optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, _STEPS))
@@ -86,7 +88,8 @@ def train(source, test_source):
   for number in range(_STEPS):
     index = rng.integers(len(source), size=_BATCH)
     params, opt_state = step(
-        params, opt_state, source.read(index), source.labels[index], jax.random.fold_in(key, number))
+      params, opt_state, source.read(index), source.labels[index], jax.random.fold_in(key, number)
+    )
     progress.update(1)
     progress.line(always=False)
   progress.close()

@@ -8,11 +8,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import npz, parallel
-from diffusion_ebm.errors import UserError
-from diffusion_ebm.evaluate import classifier, inception, inception_weights
+from diffusion_ebm.evaluate import classifier, feature_statistics, inception, inception_weights
+from diffusion_ebm.run import files, parallel
+from diffusion_ebm.run.errors import UserError
 
-CLASSIFIER_VERSION = classifier.VERSION
+# Data of which a small classifier says something.
+CLASSIFIED = ('digits', 'mnist')
+# What features do not depend on.
+_NOT_OF_FEATURES = ('random_flip', 'strict', 'max_memory_gb', 'num_workers')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Extractor:
     params: its parameters.
     notes: name to value, reported with every score.
   """
+
   name: str
   key: str
   dim: int
@@ -37,6 +41,7 @@ class Extractor:
 
 def pixels(shape) -> Extractor:
   """The numbers of an example as they are: pixels in [0, 1], vectors unchanged."""
+
   def apply(params, batch):
     del params
     x = batch.astype(jnp.float32) / 255 if batch.dtype == jnp.uint8 else batch
@@ -67,28 +72,45 @@ def inception_v3(path: str) -> Extractor:
   return Extractor('inception', f'inception {digest}', inception.NUM_FEATURES, apply, params, notes)
 
 
-def small_classifier(source, test_source, path: str) -> Extractor:
+def data_key(data, sources) -> list:
+  """What features of a data set depend on.
+
+  Args:
+    data: the `data` section of a configuration.
+    sources: split to source, or None where there is none.
+  """
+  return [
+    {key: value for key, value in data.items() if key not in _NOT_OF_FEATURES},
+    {split: len(source) for split, source in sources.items() if source is not None},
+  ]
+
+
+def small_classifier(sources, cache: str, *key) -> Extractor:
   """The classifier of a labelled data set, trained on the first call.
 
   Args:
-    source: the training split.
-    test_source: the test split, or None.
-    path: the file that keeps the trained weights.
+    sources: split to source, 'train' and 'test'; the latter may be None.
+    cache: folder that keeps the trained weights.
+    *key: what they depend on: `data_key`, and whatever has been done to the data.
 
   Raises:
     UserError: the data have no labels.
   """
-  kept = _load(path)
-  if kept is None:
-    params, num_classes, scale, accuracy = classifier.train(source, test_source)
-    kept = {'num_classes': np.asarray(num_classes), 'scale': np.asarray(scale),
-            'accuracy': np.asarray(np.nan if accuracy is None else accuracy)}
+  path = os.path.join(cache, f'classifier_{feature_statistics.key(classifier.VERSION, *key)}.npz')
+  try:
+    kept = files.read_npz(path)
+  except (OSError, ValueError):
+    params, num_classes, scale, accuracy = classifier.train(sources['train'], sources['test'])
+    kept = {
+      'num_classes': np.asarray(num_classes),
+      'scale': np.asarray(scale),
+      'accuracy': np.asarray(np.nan if accuracy is None else accuracy),
+    }
     kept |= {f'params/{name}': value for name, value in classifier.to_arrays(params).items()}
-    with open(f'{path}.{os.getpid()}.tmp', 'wb') as file:
-      np.savez(file, **kept)
-    os.replace(f'{path}.{os.getpid()}.tmp', path)
+    files.write_npz(path, kept, compress=False)
   params = classifier.from_arrays(
-      {name.removeprefix('params/'): value for name, value in kept.items() if name.startswith('params/')})
+    {name.removeprefix('params/'): value for name, value in kept.items() if name.startswith('params/')}
+  )
   network, scale = classifier.Classifier(int(kept['num_classes'])), float(kept['scale'])
 
   def apply(params, batch):
@@ -96,24 +118,39 @@ def small_classifier(source, test_source, path: str) -> Extractor:
     return features / scale, logits
 
   accuracy = float(kept['accuracy'])
-  return Extractor('classifier', f'classifier {os.path.basename(path)}', classifier.NUM_FEATURES, apply, params,
-                   {'classifier_accuracy': None if np.isnan(accuracy) else accuracy})
+  return Extractor(
+    'classifier',
+    f'classifier {os.path.basename(path)}',
+    classifier.NUM_FEATURES,
+    apply,
+    params,
+    {'classifier_accuracy': None if np.isnan(accuracy) else accuracy},
+  )
 
 
-def _load(path):
-  try:
-    return npz.read(path)
-  except (OSError, ValueError):
-    return None
+def make(name: str, data, sources, cache: str, inception_path: str) -> Extractor:
+  """An extractor by its name.
+
+  Args:
+    name: one of `evaluate.EXTRACTORS`.
+    data: the `data` section of a configuration.
+    sources: split to source.
+    cache: folder of trained weights.
+    inception_path: as of `inception_v3`.
+  """
+  if name == 'inception':
+    return inception_v3(inception_path)
+  if name == 'classifier':
+    return small_classifier(sources, cache, data_key(data, sources))
+  return pixels(sources['train'].shape)
 
 
-def compile_extractor(extractor: Extractor, shape, vector: bool, batch_size: int):
-  """Compiles an extractor for all devices.
+def compile_extractor(extractor: Extractor, shape, batch_size: int):
+  """An extractor on all devices.
 
   Args:
     extractor: the extractor.
-    shape: of one example.
-    vector: whether the examples are float32 vectors, not uint8 images.
+    shape: of one example: (D,) of a vector, (H, W, C) of an image.
     batch_size: examples at once; rounded up to a multiple of the devices.
 
   Returns:
@@ -121,28 +158,20 @@ def compile_extractor(extractor: Extractor, shape, vector: bool, batch_size: int
     logits None where there are no classes. It raises a `UserError` for examples of another type or shape, and for
     values that are not finite.
   """
-  batch_size = parallel.up_to_devices(batch_size)
-  dtype = np.dtype(np.float32 if vector else np.uint8)
   params = parallel.replicate(extractor.params)
-  blank = np.zeros((batch_size, *shape), dtype)
-  compiled = parallel.compile_for(extractor.apply, params, parallel.split(blank), replicated=(0,), out_axes=0)
+  apply = parallel.map_examples(extractor.apply, batch_size)
 
   def extract(examples):
-    check_examples(examples, shape, vector)
-    parts = []
-    for first in range(0, len(examples), batch_size):
-      part = examples[first:first + batch_size]
-      padded = np.concatenate([part, blank[len(part):]])
-      outputs = compiled(params, parallel.split(padded))
-      parts.append([np.asarray(a).reshape(batch_size, -1)[:len(part)] for a in outputs])
-    arrays = [np.concatenate(each) for each in zip(*parts, strict=True)]
-    return arrays[0], arrays[1] if len(arrays) > 1 else None
+    check_examples(examples, shape)
+    features, *logits = apply(params, examples)
+    return features, logits[0] if logits else None
 
   return extract
 
 
-def check_examples(examples: np.ndarray, shape, vector: bool):
+def check_examples(examples: np.ndarray, shape):
   """Raises a `UserError` for examples that no score would fit: another range, type or shape, or not finite."""
+  vector = len(shape) == 1
   check_finite(examples)
   if examples.dtype != (np.float32 if vector else np.uint8):
     where = f' in [{examples.min():.3g}, {examples.max():.3g}]' if examples.size else ''
@@ -156,5 +185,7 @@ def check_finite(examples: np.ndarray):
   """Raises a `UserError` for samples, before they are rounded, that hold NaN or infinity."""
   bad = int(np.sum(~np.all(np.isfinite(examples.reshape(len(examples), -1)), axis=1)))
   if bad:
-    raise UserError(f'{bad} of {len(examples)} samples hold NaN or infinity: the chains diverged; try another '
-                    f'checkpoint or a smaller --config.sampling.step_size')
+    raise UserError(
+      f'{bad} of {len(examples)} samples hold NaN or infinity: the chains diverged; try another '
+      f'checkpoint or a smaller --config.sampling.step_size'
+    )

@@ -86,7 +86,6 @@ class _A(_Block):
 
 
 class _B(_Block):
-
   @nn.compact
   def __call__(self, x):
     three = self._conv(x, 'branch3x3', 384, (3, 3), 2, 'VALID')
@@ -111,7 +110,6 @@ class _C(_Block):
 
 
 class _D(_Block):
-
   @nn.compact
   def __call__(self, x):
     three = self._conv(self._conv(x, 'branch3x3_1', 192), 'branch3x3_2', 320, (3, 3), 2, 'VALID')
@@ -130,11 +128,17 @@ class _E(_Block):
     three = self._conv(x, 'branch3x3_1', 384)
     double = self._conv(self._conv(x, 'branch3x3dbl_1', 448), 'branch3x3dbl_2', 384, (3, 3))
     pool = _max_pool(x, 1, 'SAME') if self.max_pool else _mean_pool(x)
-    return jnp.concatenate([
+    return jnp.concatenate(
+      [
         one,
-        self._conv(three, 'branch3x3_2a', 384, (1, 3)), self._conv(three, 'branch3x3_2b', 384, (3, 1)),
-        self._conv(double, 'branch3x3dbl_3a', 384, (1, 3)), self._conv(double, 'branch3x3dbl_3b', 384, (3, 1)),
-        self._conv(pool, 'branch_pool', 192)], -1)
+        self._conv(three, 'branch3x3_2a', 384, (1, 3)),
+        self._conv(three, 'branch3x3_2b', 384, (3, 1)),
+        self._conv(double, 'branch3x3dbl_3a', 384, (1, 3)),
+        self._conv(double, 'branch3x3dbl_3b', 384, (3, 1)),
+        self._conv(pool, 'branch_pool', 192),
+      ],
+      -1,
+    )
 
 
 class Inception(nn.Module):
@@ -162,8 +166,9 @@ class Inception(nn.Module):
     x = _D(name='Mixed_7a')(x)
     x = _E(False, name='Mixed_7b')(x)
     x = _E(True, name='Mixed_7c')(x)
-    features = {name: jnp.mean(stage, (1, 2))
-                for name, stage in (('64', first), ('192', second), ('768', third), ('2048', x))}
+    features = {
+      name: jnp.mean(stage, (1, 2)) for name, stage in (('64', first), ('192', second), ('768', third), ('2048', x))
+    }
     fc = nn.Dense(NUM_CLASSES, precision=lax.Precision.HIGHEST, name='fc')
     logits = fc(features['2048'])
     return features | {'logits': logits, 'logits_unbiased': logits - fc.variables['params']['bias']}

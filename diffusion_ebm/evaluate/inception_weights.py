@@ -13,8 +13,9 @@ import zipfile
 from flax import traverse_util
 import numpy as np
 
-from diffusion_ebm.errors import UserError
-from diffusion_ebm.progress import Progress
+from diffusion_ebm.run import files
+from diffusion_ebm.run.errors import UserError
+from diffusion_ebm.run.progress import Progress
 
 _log = logging.getLogger(__name__)
 
@@ -30,8 +31,17 @@ _CHUNK = 2**20
 
 # The first object in a file of PyTorch before 1.6.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_DTYPES = {'FloatStorage': '<f4', 'DoubleStorage': '<f8', 'HalfStorage': '<f2', 'LongStorage': '<i8',
-           'IntStorage': '<i4', 'ShortStorage': '<i2', 'ByteStorage': 'u1', 'CharStorage': 'i1', 'BoolStorage': '?'}
+_DTYPES = {
+  'FloatStorage': '<f4',
+  'DoubleStorage': '<f8',
+  'HalfStorage': '<f2',
+  'LongStorage': '<i8',
+  'IntStorage': '<i4',
+  'ShortStorage': '<i2',
+  'ByteStorage': 'u1',
+  'CharStorage': 'i1',
+  'BoolStorage': '?',
+}
 
 
 def find(path: str) -> str:
@@ -52,27 +62,24 @@ def find(path: str) -> str:
 
 
 def _download(path):
-  partial = f'{path}.{os.getpid()}'
   advice = f'fetch {URL} elsewhere and name the file with --config.eval.inception_weights='
   try:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with urllib.request.urlopen(URL, timeout=30) as response, open(partial, 'wb') as file:
+    with urllib.request.urlopen(URL, timeout=30) as response, files.replacing(path) as file:
       progress = Progress('downloading the Inception weights', _BYTES, unit='byte')
       while (chunk := response.read(_CHUNK)) and file.tell() <= _BYTES:  # more would be something else
         file.write(chunk)
         progress.update(len(chunk))
         progress.line(always=False)
       progress.close()
-    found = sha256(partial)
-    if found != SHA256:
-      raise UserError(
-          f'what {URL} gave is damaged (SHA-256 {found[:8]}..., not {SHA256[:8]}...): try again, or {advice}')
-    os.replace(partial, path)
+      file.flush()
+      found = sha256(file.name)
+      if found != SHA256:
+        raise UserError(
+          f'what {URL} gave is damaged (SHA-256 {found[:8]}..., not {SHA256[:8]}...): try again, or {advice}'
+        )
   except OSError as error:
     raise UserError(f'the Inception weights cannot be downloaded ({error}): {advice}') from error
-  finally:
-    if os.path.exists(partial):
-      os.remove(partial)
 
 
 def sha256(path: str) -> str:
@@ -119,7 +126,8 @@ def from_arrays(arrays: dict[str, np.ndarray]):
       continue
     layer = name.removesuffix('.conv.weight')
     scale, shift, mean, variance = (
-        arrays[f'{layer}.bn.{part}'].astype(np.float64) for part in ('weight', 'bias', 'running_mean', 'running_var'))
+      arrays[f'{layer}.bn.{part}'].astype(np.float64) for part in ('weight', 'bias', 'running_mean', 'running_var')
+    )
     scale = scale / np.sqrt(variance + _EPSILON)
     path = tuple(layer.split('.')) if '.' in layer else ('stem', layer)
     params[(*path, 'kernel')] = kernel.transpose(2, 3, 1, 0) * scale
@@ -209,5 +217,6 @@ def _resolve(tensors, read):
     if any(n < 0 for n in (tensor.offset, *tensor.shape, *tensor.strides)) or end > len(values):
       raise ValueError(f'{name} reaches beyond its storage')
     arrays[name] = np.lib.stride_tricks.as_strided(
-        values[tensor.offset:], tensor.shape, [s * size for s in tensor.strides]).copy()
+      values[tensor.offset :], tensor.shape, [s * size for s in tensor.strides]
+    ).copy()
   return arrays

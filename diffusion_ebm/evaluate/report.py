@@ -9,12 +9,24 @@ import os
 import numpy as np
 
 # (key of a record, title, whether lower is better)
-_CURVES = (('fid', 'Frechet distance (lower is better)'), ('kid', 'KID (lower is better)'),
-           ('inception_score', 'inception score (higher)'), ('precision', 'precision (higher)'),
-           ('recall', 'recall (higher)'), ('coverage', 'coverage (higher)'))
-_COLUMNS = (('fid', 'Frechet distance'), ('inception_score', 'inception score'), ('kid', 'KID'),
-            ('precision', 'precision'), ('recall', 'recall'), ('density', 'density'), ('coverage', 'coverage'))
-_STYLE = '''
+_CURVES = (
+  ('fid', 'Frechet distance (lower is better)'),
+  ('kid', 'KID (lower is better)'),
+  ('inception_score', 'inception score (higher)'),
+  ('precision', 'precision (higher)'),
+  ('recall', 'recall (higher)'),
+  ('coverage', 'coverage (higher)'),
+)
+_COLUMNS = (
+  ('fid', 'Frechet distance'),
+  ('inception_score', 'inception score'),
+  ('kid', 'KID'),
+  ('precision', 'precision'),
+  ('recall', 'recall'),
+  ('density', 'density'),
+  ('coverage', 'coverage'),
+)
+_STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62em; margin: 2em auto; padding: 0 1em; }
 table { border-collapse: collapse; margin: 1em 0; } th, td { padding: .25em .8em; text-align: right; }
 th:first-child, td:first-child { text-align: left; } thead { border-bottom: 2px solid #888; }
@@ -22,48 +34,46 @@ tr.baseline { color: #666; } tr.best { font-weight: bold; } tbody tr:nth-child(e
 figure { display: inline-block; vertical-align: top; margin: 0 1.5em 1.5em 0; } figcaption { color: #555; }
 img { max-width: 100%; image-rendering: pixelated; } svg { max-width: 100%; height: auto; }
 pre { background: #f5f5f5; padding: 1em; overflow: auto; } .note { color: #a33; }
-'''
+"""
 
 
-def write(path: str, title: str, records: list[dict], pictures: dict[str, list[tuple[str, str]]], config: dict):
-  """Writes the page, whole or not at all.
+def page(title: str, records: list[dict], pictures: dict[str, list[tuple[str, str]]], config: dict) -> str:
+  """The report as HTML.
 
   Args:
-    path: of the `.html`.
     title: its title.
     records: of `results`, by step, at least one; the last one's baselines are shown.
     pictures: heading to `(caption, path of a PNG)`.
     config: the configuration as a dictionary.
   """
-  partial = f'{path}.{os.getpid()}.tmp'
-  with open(partial, 'w', encoding='utf-8') as file:
-    file.write(page(title, records, pictures, config))
-  os.replace(partial, path)
-
-
-def page(title, records, pictures, config) -> str:
-  """The page of `write`, as text."""
   good = [record for record in records if 'error' not in record]
   parts = [f'<h1>{html.escape(title)}</h1>']
   if good:
     parts += [_summary(good), _table(good), _curves(good)]
-  parts += [f'<p class="note">Step {record["step"]}: {html.escape(record["error"])}</p>'
-            for record in records if 'error' in record]
+  parts += [
+    f'<p class="note">Step {record["step"]}: {html.escape(record["error"])}</p>'
+    for record in records
+    if 'error' in record
+  ]
   for heading, shown in pictures.items():
     figures = [_figure(caption, path) for caption, path in shown if os.path.exists(path)]
     if figures:
       parts.append(f'<h2>{html.escape(heading)}</h2>\n' + '\n'.join(figures))
   parts.append(f'<h2>Configuration</h2>\n<pre>{html.escape(json.dumps(config, indent=2))}</pre>')
-  return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-          f'<style>{_STYLE}</style></head>\n<body>\n' + '\n'.join(parts) + '\n</body></html>\n')
+  return (
+    f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+    f'<style>{_STYLE}</style></head>\n<body>\n' + '\n'.join(parts) + '\n</body></html>\n'
+  )
 
 
 def _summary(records):
   last, best = records[-1], min(records, key=lambda record: record['fid'])
   data = f'{last["num_data"]:,} examples' if last['num_data'] else 'a given file of statistics'
-  text = (f'{last["num_samples"]:,} samples of each checkpoint against the {last["split"]} split ({data}), in '
-          f'{last["num_features"]:,} {last["extractor"]} features. Best Frechet distance: {best["fid"]:.4g} at step '
-          f'{best["step"]}.')
+  text = (
+    f'{last["num_samples"]:,} samples of each checkpoint against the {last["split"]} split ({data}), in '
+    f'{last["num_features"]:,} {last["extractor"]} features. Best Frechet distance: {best["fid"]:.4g} at step '
+    f'{best["step"]}.'
+  )
   accuracy = last.get('classifier_accuracy')
   if accuracy is not None:
     text += f' The classifier is right on {accuracy:.2%} of the test split.'
@@ -71,8 +81,10 @@ def _summary(records):
   if last['num_neighbour_samples'] < last['num_samples']:
     notes.append(f'Precision, recall, density and coverage: of {last["num_neighbour_samples"]:,} samples.')
   if last['num_samples'] <= last['num_features']:
-    notes.append('There are no more samples than features: the covariance is singular, and the Frechet distance is '
-                 'comparable only with others of as many samples.')
+    notes.append(
+      'There are no more samples than features: the covariance is singular, and the Frechet distance is '
+      'comparable only with others of as many samples.'
+    )
   return ''.join(f'<p>{html.escape(note)}</p>' for note in notes)
 
 
@@ -97,13 +109,17 @@ def _table(records):
   head = ''.join(f'<th>{name}</th>' for name in ('', *(name for _, name in _COLUMNS)))
   best = min(records, key=lambda record: record['fid'])
   rows = [_row(f'step {record["step"]}', record, 'best' if record is best else '') for record in records]
-  rows += [_row(f'baseline: {_title(name, scores)}', scores, 'baseline')
-           for name, scores in records[-1]['baselines'].items()]
-  return (f'<h2>Scores</h2>\n<table><thead><tr>{head}</tr></thead><tbody>\n' + '\n'.join(rows)
-          + '\n</tbody></table>\n<p>± is the standard deviation over ten splits for the inception score, the standard '
-          'error for KID. Baselines: other real data (the other split); fitted to training data, a Gaussian with the '
-          'full covariance of the pixels, and two mixtures of Gaussians in the space of the principal components, one '
-          'of ten, one of as many as give held-out examples the highest likelihood.</p>')
+  rows += [
+    _row(f'baseline: {_title(name, scores)}', scores, 'baseline') for name, scores in records[-1]['baselines'].items()
+  ]
+  return (
+    f'<h2>Scores</h2>\n<table><thead><tr>{head}</tr></thead><tbody>\n'
+    + '\n'.join(rows)
+    + '\n</tbody></table>\n<p>± is the standard deviation over ten splits for the inception score, the standard '
+    'error for KID. Baselines: other real data (the other split); fitted to training data, a Gaussian with the '
+    'full covariance of the pixels, and two mixtures of Gaussians in the space of the principal components, one '
+    'of ten, one of as many as give held-out examples the highest likelihood.</p>'
+  )
 
 
 def _curves(records):
@@ -125,13 +141,13 @@ def _curves(records):
     axis.set_xlabel('step')
     if key == 'fid':
       axis.set_yscale('log')
-  for axis in axes[len(shown):]:
+  for axis in axes[len(shown) :]:
     axis.axis('off')
   figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, fontsize=9)
   text = io.StringIO()
   with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'report'}):
     figure.savefig(text, format='svg', metadata={'Date': None})
-  return '<h2>Curves</h2>\n' + text.getvalue()[text.getvalue().index('<svg'):]
+  return '<h2>Curves</h2>\n' + text.getvalue()[text.getvalue().index('<svg') :]
 
 
 def _figure(caption, path):

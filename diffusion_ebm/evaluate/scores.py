@@ -37,9 +37,13 @@ def score(features, logits, mean, covariance, data_features) -> dict[str, float 
   moments = Moments(features.shape[1])
   moments.add(features)
   return {
-      'fid': frechet_distance(moments.mean, moments.covariance, mean, covariance),
-      'inception_score': quality, 'inception_score_std': spread, 'kid': kid, 'kid_standard_error': kid_error,
-      **neighbour_scores(features, data_features)}
+    'fid': frechet_distance(moments.mean, moments.covariance, mean, covariance),
+    'inception_score': quality,
+    'inception_score_std': spread,
+    'kid': kid,
+    'kid_standard_error': kid_error,
+    **neighbour_scores(features, data_features),
+  }
 
 
 class Moments:
@@ -56,7 +60,7 @@ class Moments:
   def add(self, rows):
     """Takes more rows, (B, D)."""
     for first in range(0, len(rows), self._ROWS):
-      part = np.asarray(rows[first:first + self._ROWS], np.float64)
+      part = np.asarray(rows[first : first + self._ROWS], np.float64)
       mean = part.mean(0)
       part = part - mean
       delta, total = mean - self.mean, self.count + len(part)
@@ -103,7 +107,7 @@ def frechet_distance(mean_1, covariance_1, mean_2, covariance_2) -> float:
   """
   roots = [_root(np.asarray(covariance, np.float64)) for covariance in (covariance_1, covariance_2)]
   overlap = linalg.svdvals(roots[0].T @ roots[1]).sum() if all(root.shape[1] for root in roots) else 0.0
-  apart = np.sum((np.asarray(mean_1, np.float64) - mean_2)**2)
+  apart = np.sum((np.asarray(mean_1, np.float64) - mean_2) ** 2)
   return max(float(apart + np.trace(covariance_1) + np.trace(covariance_2) - 2 * overlap), 0.0)
 
 
@@ -147,7 +151,7 @@ def kernel_distance(x, y) -> tuple[float, float]:
 
 def _unbiased_mmd(x, y):
   def kernel(a, b):
-    return (a @ b.T / a.shape[1] + 1)**3
+    return (a @ b.T / a.shape[1] + 1) ** 3
 
   def without_diagonal(a):
     k = kernel(a, a)
@@ -186,9 +190,11 @@ def neighbour_scores(features, data_features) -> dict[str, float]:
     np.minimum(nearest, distance.min(0), out=nearest)
     first += len(distance)
   return {
-      'precision': float(in_data.mean()), 'recall': float(in_samples.mean()),
-      'density': float(balls.mean() / _K_DENSITY),
-      'coverage': float(np.mean(nearest <= of_data[:, _K_DENSITY - 1]))}
+    'precision': float(in_data.mean()),
+    'recall': float(in_samples.mean()),
+    'density': float(balls.mean() / _K_DENSITY),
+    'coverage': float(np.mean(nearest <= of_data[:, _K_DENSITY - 1])),
+  }
 
 
 def precision(features, data_features, k: int) -> float:
@@ -204,8 +210,10 @@ def precision(features, data_features, k: int) -> float:
   samples, data = np.asarray(features, np.float64), np.asarray(data_features, np.float64)
   centre = data.mean(0)
   radii = _radii(data - centre)[:, k - 1]
-  inside = [np.any(distance <= radii, axis=1) for distance in pairwise.pairwise_distances_chunked(
-      samples - centre, data - centre, working_memory=128)]
+  inside = [
+    np.any(distance <= radii, axis=1)
+    for distance in pairwise.pairwise_distances_chunked(samples - centre, data - centre, working_memory=128)
+  ]
   return float(np.mean(np.concatenate(inside)))
 
 

@@ -1,0 +1,100 @@
+"""The command line: the configuration, its keys and their short names."""
+
+import itertools
+import os
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from diffusion_ebm import config as config_lib
+from diffusion_ebm import older_versions
+from diffusion_ebm.run.errors import UserError
+
+
+def parse(argv: list[str], default_file: str, defaults):
+  """Parses the command line.
+
+  Without --config, a workdir's own configuration goes on; a new workdir starts on the default one.
+
+  Args:
+    argv: with the name of the program first.
+    default_file: the configuration of a new workdir.
+    defaults: the configuration that has every key.
+
+  Returns:
+    The configuration, locked.
+
+  Raises:
+    UserError: for everything that is wrong with the command line.
+  """
+  app.define_help_flags()
+  try:
+    config = _define_config(argv[1:], default_file, defaults)
+    rest = flags.FLAGS(argv)
+    config = config.value
+    getattr(config, 'data', None)  # a configuration that could not be loaded says so when it is first used
+  except flags.Error as error:
+    raise UserError(f'command line: {" ".join(str(error).split())}') from error
+  except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+    while error.args and isinstance(error.args[0], Exception):  # ml_collections wraps the one that says most
+      error = error.args[0]
+    cause = ' '.join(str(error.args[0] if error.args else error).split())
+    raise UserError(f'command line: no such configuration key: {cause}') from error
+  except OSError as error:  # of a --config that is not there
+    folder = os.path.dirname(default_file)
+    names = sorted(name[:-3] for name in os.listdir(folder) if name.endswith('.py'))
+    known = ', '.join(name for name in names if name not in ('__init__', 'default'))
+    raise UserError(f'command line: --config: {str(error).splitlines()[-1].strip()}; {folder} has {known}') from error
+  if len(rest) > 1:
+    raise UserError(f'command line: {rest[1]!r} is not a flag; flags begin with --')
+  return config
+
+
+def _define_config(argv, default_file, defaults):
+  given = {arg.lstrip('-').partition('=')[0] for arg in argv if arg.startswith('-')}
+  saved = None if 'config' in given else config_lib.load(_workdir(argv))
+  if saved is None:
+    return config_flags.DEFINE_config_file(
+      'config', default_file, 'The configuration; configs/default.py has its keys.', lock_config=True
+    )
+  older_versions.fill_in(saved, defaults, _workdir(argv))
+  return config_flags.DEFINE_config_dict('config', saved.lock())
+
+
+def _workdir(argv):
+  """The workdir on the command line, before it is parsed: '' if there is none."""
+  named = [
+    arg.partition('=')[2] or after
+    for arg, after in itertools.zip_longest(argv, argv[1:], fillvalue='')
+    if arg.lstrip('-').partition('=')[0] == 'workdir'
+  ]
+  return named[-1] if named else ''
+
+
+def define_short_names(names: dict[str, dict[str, str]], define: dict[str, type] | None = None):
+  """Defines a flag for each short name of keys.
+
+  Args:
+    names: flag to mode to the key that it stands for in that mode.
+    define: flag to the type of its value; integers are the rule.
+  """
+  kinds = {int: flags.DEFINE_integer, str: flags.DEFINE_string, list: flags.DEFINE_list}
+  for name, keys in names.items():
+    meaning = '; '.join(f'{mode}: --config.{key}' for mode, key in keys.items())
+    kinds[(define or {}).get(name, int)](name, None, f'Short for {meaning}.')
+
+
+def apply_short_names(config, names: dict[str, dict[str, str]], mode: str):
+  """Sets the keys whose short names are on the command line.
+
+  Raises:
+    UserError: a name is for other modes.
+  """
+  for name, keys in names.items():
+    flag = flags.FLAGS[name]
+    if not flag.present:
+      continue
+    if mode not in keys:
+      raise UserError(f'--{name} is for --mode={", ".join(keys)}, not for --mode={mode}')
+    section, key = keys[mode].split('.')
+    config[section][key] = tuple(flag.value) if isinstance(flag.value, list) else flag.value

@@ -1,0 +1,93 @@
+"""Log densities of a data set, dequantised, on all devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_ebm import langevin, preprocessing, random_keys
+from diffusion_ebm.density import bound, log_prob
+from diffusion_ebm.ebm import Ebm
+from diffusion_ebm.run import parallel
+from diffusion_ebm.run.progress import Progress
+
+# Streams of random numbers.
+_DATA, _BOUND = 0xA153, 0xA155
+
+
+def make_log_densities(grey_width: float, num_draws: int, batch_size: int, seed: int):
+  """A function to the log densities of data, averaged over draws of noise.
+
+  Args:
+    grey_width: over which images are dequantised, 0 for vectors.
+    num_draws: of the noise.
+    batch_size: examples at once.
+    seed: of the noise.
+
+  Returns:
+    A function `(ebm, source, log_z, limit)` to `clean`, the density of the dequantised data, `noisy`, that at data
+    with the noise of level 0, and `white`, that at standard normal noise: each (N,), in nats.
+  """
+
+  def log_densities(shared, examples, index):
+    ebm, log_z = shared
+    keys = random_keys.sample_keys(seed, index, _DATA)
+    noise = float(ebm.levels.sigma[0] / ebm.levels.a[0])
+
+    def draw(number):
+      dequantize_keys, noise_keys = random_keys.split(random_keys.fold_in(keys, number))
+      x = preprocessing.to_continuous(dequantize_keys, examples, grey_width)
+      eps = langevin.normal_noise(noise_keys, x.shape[1:])(0)
+      return tuple(log_prob.log_prob(ebm, point, log_z) for point in (x, x + noise * eps, eps))
+
+    return tuple(jnp.mean(values, 0) for values in jax.lax.map(draw, jnp.arange(num_draws)))
+
+  over_all = _over_source(log_densities, 'log density', batch_size)
+
+  def measure(ebm, source, log_z: float, limit: int | None = None):
+    values = over_all((ebm, np.float32(log_z)), source, limit or len(source))
+    return dict(zip(('clean', 'noisy', 'white'), values, strict=True))
+
+  return measure
+
+
+def bounds(ebm: Ebm, source, grey_width: float, limit: int, batch_size: int, seed: int):
+  """Lower bounds of the log density, in nats, of what one gradient a level samples.
+
+  Args:
+    ebm: the model.
+    source: of the data.
+    grey_width: over which images are dequantised, 0 for vectors.
+    limit: examples, the first ones.
+    batch_size: at once.
+    seed: of the noise.
+
+  Returns:
+    Those at the dequantised data and at the same with the noise of level 0, each (N,).
+  """
+
+  def on_batch(ebm, examples, index):
+    levels = ebm.levels
+    a, volume = float(levels.a[0]), examples[0].size * float(np.log(levels.a[0]))
+    dequantize_keys, noise_keys = random_keys.split(random_keys.sample_keys(seed, index, _BOUND))
+    x = a * preprocessing.to_continuous(dequantize_keys, examples, grey_width)
+    noise = float(levels.sigma[0]) * langevin.normal_noise(noise_keys, x.shape[1:])(levels.num_models)
+    return tuple(bound.variational_bound(ebm, point, noise_keys) + volume for point in (x, x + noise))
+
+  return _over_source(on_batch, 'bound of the sampler', batch_size)(ebm, source, limit)
+
+
+def _over_source(function, name, batch_size):
+  """`function` over the first examples of a source: a tuple of (N,) float64."""
+  batch_size = parallel.up_to_devices(batch_size)
+  on_batch = parallel.map_examples(function, batch_size)
+
+  def run(shared, source, limit):
+    count, parts = min(len(source), limit), []
+    progress = Progress(name, count, unit='example')
+    for first in range(0, count, batch_size):
+      index = np.arange(first, min(first + batch_size, count), dtype=np.int32)
+      parts.append(on_batch(shared, source.read(index), index, progress=progress))
+    progress.close()
+    return tuple(np.concatenate(each).astype(np.float64) for each in zip(*parts, strict=True))
+
+  return run

@@ -1,0 +1,228 @@
+"""The density job: log Z of a checkpoint's levels from both ends, log density and bits per dimension of data."""
+
+import logging
+import os
+import time
+
+import jax
+import numpy as np
+
+from diffusion_ebm import config as config_lib
+from diffusion_ebm import data, generate, langevin, preprocessing, sampling, trained
+from diffusion_ebm.density import ais, annealing, baseline_densities, dataset_log_prob, ladder, log_prob
+from diffusion_ebm.run import files, pictures
+from diffusion_ebm.run import workdir as workdir_lib
+from diffusion_ebm.run.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+_NUM_BOUNDED = 1000  # examples, at most, for which the sampler's bound takes a gradient at each level
+_MIN_ACCEPTANCE = 0.1  # below it chains stand still
+_FEW = 2.0  # effective samples below which an estimate says nothing
+_CROSSED = 3.0  # standard errors, of both ends, by which they may cross
+
+
+def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
+  """Estimates log Z by annealed importance sampling from both ends, and the log density of a split.
+
+  Writes to `density/` in the workdir: `results.json`, `ladder.npz` (rungs, step sizes, log weights), `log_z.png` and
+  `log_prob.png`.
+
+  Args:
+    config: the configuration; the `density` section says how.
+    workdir: of a training job.
+    seed: of all random numbers.
+    step: the checkpoint's, or None for the newest.
+
+  Returns:
+    What is in `results.json`; docs/density.md describes it.
+
+  Raises:
+    UserError: something that the user can mend.
+    DivergedError: the chains reached values that are not finite.
+  """
+  trained.check_seed(seed)
+  config, ebm, shape, step = trained.load(config, workdir, step)
+  source = data.load_source(config.data, config.density.split)
+  folder, began = workdir_lib.make(workdir, 'density'), time.monotonic()
+  drawn, size = generate.settings(config), config.density.num_chains
+  record = {}
+  if drawn.num_steps == 0 and drawn.noise_scale == 1 and not drawn.denoised:  # one normal density a level
+    values = dataset_log_prob.bounds(ebm, source, _grey_width(config), _NUM_BOUNDED, size, seed)
+    record['sampler_bound'] = _bounds(config, values, int(np.prod(shape)))
+  log_z, num_rungs = _log_z(config, ebm, shape, source, folder, seed)
+
+  _log.info('log density of the %s split', config.density.split)
+  log_densities = dataset_log_prob.make_log_densities(_grey_width(config), config.density.num_draws, size, seed)
+  values = log_densities(ebm, source, log_z[0]['log_z'])
+  record |= {'split': config.density.split, 'num_images': len(source), 'step': step, 'seed': seed}
+  record |= _log_probs(config, values, log_z[0]) | {'log_z': log_z, 'num_rungs': num_rungs}
+  record |= {'seconds': time.monotonic() - began, 'jax': jax.__version__, 'platform': jax.default_backend()}
+  record['config'] = config.to_dict()
+  if config.density.baselines:
+    record['baselines'] = _baselines(config, source, seed)
+  files.write_json(trained.density_results(workdir), record)
+  train = log_densities(ebm, data.load_source(config.data, 'train'), log_z[0]['log_z'], len(values['clean']))
+  shown = {'train': train['clean'], config.density.split: values['clean'], 'noise': values['white']}
+  title = f'log density in nats (log Z {log_z[0]["lower"]:.2f} .. {log_z[0]["upper"]:.2f})'
+  files.write_png(os.path.join(folder, 'log_z.png'), pictures.log_z_ladder(log_z))
+  files.write_png(os.path.join(folder, 'log_prob.png'), pictures.histograms(shown, title))
+  _log.info('%s; %s', _in_words(record), os.path.join(folder, 'results.json'))
+  return record
+
+
+def _grey_width(config) -> float:
+  """Over which images are dequantised; 0 for vectors."""
+  return 0.0 if config_lib.is_vector(config) else config_lib.grey_width(config)
+
+
+# Log Z.
+
+
+def _log_z(config, ebm, shape, source, folder, seed):
+  """`(log_z, num_rungs)`: a record for each level whose log Z is bracketed, from level 0 on."""
+  density = config.density
+  kernel = langevin.make_kernel(density.kernel, density.num_leapfrog)
+  acceptance = density.acceptance or langevin.TARGET_ACCEPTANCE[density.kernel]
+  pilot = ladder.Pilot(density.num_steps, density.rung_ess, acceptance)
+  steps = annealing.choose_ladder(ebm, shape, kernel, pilot, density.pilot_chains, seed)
+  _log.info(
+    '%d rungs, step sizes from %.3g to %.3g', len(steps.step_sizes), steps.step_sizes.min(), steps.step_sizes.max()
+  )
+
+  chains = annealing.Annealing(ebm, shape, kernel, density.num_steps, density.num_chains, seed)
+  forward, acceptance = chains.forward(steps)
+  low = np.flatnonzero(acceptance < _MIN_ACCEPTANCE)
+  if low.size:
+    raise UserError(
+      f'the acceptance of the chains collapsed to {acceptance[low[0]]:.3f} at level {steps.rungs.level[low[0]]}: try '
+      f'a larger --config.density.rung_ess, a smaller --config.density.num_leapfrog or --config.density.kernel=mala'
+    )
+  levels = sorted({0, *(density.levels or sampling.shown_levels(ebm.levels.num_models)[:-1])})
+  reverse = {level: chains.reverse(steps, level, source, _grey_width(config), density.data_steps) for level in levels}
+  files.write_npz(
+    os.path.join(folder, 'ladder.npz'),
+    {
+      'level': steps.rungs.level,
+      'fraction': steps.rungs.fraction,
+      'step_size': steps.step_sizes,
+      'forward': forward.astype(np.float32),
+      'acceptance': acceptance,
+      **{f'reverse_{level}': weights for level, weights in reverse.items()},
+    },
+  )
+  dim, records = int(np.prod(shape)), []
+  for level, weights in reverse.items():
+    shift = dim * float(np.log(ebm.levels.a_y[level]))  # from the normaliser of x_t to that of y_t
+    records.append(_bracket(level, forward[steps.reached(level)], weights, shift))
+    _warn(records[-1], density.num_chains)
+  return records, len(steps.step_sizes)
+
+
+def _bracket(level, forward, reverse, shift):
+  """Log Z of a level from the log weights of both ends."""
+  up, down = (end._replace(log_z=end.log_z + shift) for end in (ais.estimate(forward), ais.reverse_estimate(reverse)))
+  lower, upper = ais.bracket(up, down)
+  return {
+    'level': level,
+    'log_z': 0.5 * (up.log_z + down.log_z),
+    'lower': lower,
+    'upper': upper,
+    'forward': up._asdict(),
+    'reverse': down._asdict(),
+  }
+
+
+def _warn(entry, num_chains):
+  for end in ('forward', 'reverse'):
+    if entry[end]['ess'] < _FEW:
+      _log.warning(
+        'level %d: %.1f effective of %d samples in the %s pass: the bracket may miss log Z; use more rungs '
+        '(a larger --config.density.rung_ess) or more steps (--config.density.num_steps)',
+        entry['level'],
+        entry[end]['ess'],
+        num_chains,
+        end,
+      )
+  forward, reverse = entry['forward'], entry['reverse']
+  if forward['log_z'] - reverse['log_z'] > _CROSSED * (forward['standard_error'] + reverse['standard_error']):
+    _log.warning(
+      'level %d: the reverse pass ends below the forward one: the data-side chains have not reached all of the model '
+      '(more --config.density.data_steps), or it holds mass where there are no data',
+      entry['level'],
+    )
+
+
+# What is reported.
+
+
+def _mean(name, values):
+  return {name: float(values.mean()), f'{name}_standard_error': float(values.std() / np.sqrt(len(values)))}
+
+
+def _bounds(config, values, dim):
+  """What is reported of the density that one gradient a level samples."""
+  clean, noisy = values
+  record = {'num_examples': len(clean), **_mean('log_prob', clean), 'log_prob_with_noise': float(noisy.mean())}
+  bound = f'at least {record["log_prob"]:.3f} nats'
+  if not config_lib.is_vector(config):
+    for name, each in (('bits_per_dim', clean), ('bits_per_dim_with_noise', noisy)):
+      record[name] = float(log_prob.bits_per_dim(each.mean(), dim, config_lib.grey_width(config)))
+    record['bits_per_dim_standard_error'] = record['log_prob_standard_error'] / dim / float(np.log(2))
+    bound = f'at most {record["bits_per_dim"]:.3f} bits per dimension'
+  _log.info('log density of the %s split under the sampler of one gradient a level: %s', config.density.split, bound)
+  return record
+
+
+def _log_probs(config, values, first):
+  """Log density and bits per dimension of the split, with the bracket of log Z of level 0, `first`."""
+  clean = values['clean']
+  record = {'bits_per_dim': None, 'bits_per_dim_lower': None, 'bits_per_dim_upper': None, **_mean('log_prob', clean)}
+  if config_lib.is_vector(config):
+    return record
+  dim = config.data.image_size**2 * config.data.num_channels
+
+  def bits(values, shift=0.0):
+    return float(log_prob.bits_per_dim(values.mean() - shift, dim, config_lib.grey_width(config)))
+
+  return record | {
+    'bits_per_dim': bits(clean),
+    'bits_per_dim_lower': bits(clean, first['lower'] - first['log_z']),
+    'bits_per_dim_upper': bits(clean, first['upper'] - first['log_z']),
+    'bits_per_dim_standard_error': record['log_prob_standard_error'] / dim / float(np.log(2)),
+    'bits_per_dim_with_noise': bits(values['noisy']),
+    'grey_levels': config.data.grey_levels,
+  }
+
+
+def _in_words(record):
+  first, split = record['log_z'][0], record['split']
+  log_z = f'log Z of level 0 in {first["lower"]:.3f} .. {first["upper"]:.3f} nats'
+  if record['bits_per_dim'] is None:
+    return f'{log_z}; log density of the {split} split {record["log_prob"]:.3f} nats'
+  return (
+    f'{log_z}; bits per dimension of the {split} split {record["bits_per_dim"]:.3f} '
+    f'({record["bits_per_dim_lower"]:.3f} .. {record["bits_per_dim_upper"]:.3f})'
+  )
+
+
+def _baselines(config, source, seed):
+  """Bits per dimension of simple densities on the same images, dequantised alike."""
+
+  def images(source):
+    return np.asarray(preprocessing.to_unit_range(source.read(np.arange(len(source)))))
+
+  train, test, width = images(data.load_source(config.data, 'train')), images(source), config_lib.grey_width(config)
+  found = {}
+  for name in baseline_densities.BASELINES:
+    words = name.replace('_', ' ')
+    _log.info('baseline: %s, its settings by cross-validation', words)
+    values, settings = baseline_densities.log_densities(name, train, test, width, config.density.num_draws, seed)
+    bits = log_prob.bits_per_dim(values, test[0].size, width)
+    found[name] = {
+      'bits_per_dim': float(bits.mean()),
+      'standard_error': float(bits.std() / np.sqrt(len(bits))),
+      'settings': settings,
+    }
+    _log.info('%s: %.3f bits per dimension', words, found[name]['bits_per_dim'])
+  return found

@@ -1,0 +1,327 @@
+"""The evaluation job: scores of each checkpoint of a run, beside its training or after it."""
+
+from collections.abc import Callable
+import logging
+import os
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn import neighbors
+
+from diffusion_ebm import config as config_lib
+from diffusion_ebm import data, generate, level_pictures, preprocessing, trained
+from diffusion_ebm import model as model_lib
+from diffusion_ebm.evaluate import feature_statistics, features, reference, report, results, scores
+from diffusion_ebm.run import checkpoints, files, interrupts, parallel, pictures
+from diffusion_ebm.run import workdir as workdir_lib
+from diffusion_ebm.run.errors import InterruptedRun, UserError
+from diffusion_ebm.run.progress import Progress
+
+_log = logging.getLogger(__name__)
+
+_NUM_IN_GRID, _NUM_QUERIES, _NUM_NEIGHBOURS = 100, 8, 7
+# A checkpoint that is being deleted is gone after a moment.
+_READ_ATTEMPTS, _READ_PAUSE = 3, 1.0
+_POLL_SECONDS = 5.0  # between two looks for new checkpoints
+# Keys of the `sampling` section that the samples do not depend on.
+_NOT_OF_SAMPLES = ('batch_size', 'num_samples')
+
+
+class _Evaluation(NamedTuple):
+  """What the parts of the job share.
+
+  Attributes:
+    config: the configuration.
+    workdir: of the run.
+    folder: gets the results.
+    reference: what each checkpoint is compared with.
+    settings: a name for all that the scores depend on beside the checkpoint.
+    check_stop: raises an exception once a stop has been asked for.
+  """
+
+  config: Any
+  workdir: str
+  folder: str
+  reference: reference.Reference
+  settings: str
+  check_stop: Callable
+
+  @property
+  def results(self) -> str:
+    return os.path.join(self.folder, 'results.jsonl')
+
+  def records(self) -> list[dict]:
+    """The records of these settings, one for each step, by step."""
+    records = {
+      record['step']: record for record in results.read(self.results) if record.get('settings') == self.settings
+    }
+    return [records[step] for step in sorted(records)]
+
+
+def run(config, workdir: str, seed: int = 0, step: int | None = None):
+  """Scores the checkpoints of a workdir, each once, until training has ended and all are done.
+
+  Writes to `eval/` in the workdir: `results.jsonl`, a record for each checkpoint; `samples_STEP.png` and
+  `neighbours_STEP.png`; `samples_STEP.npz` if `config.eval.save_samples`; `tensorboard/`; `report.html`. What is known
+  of the data is kept in `cache/`. The job may be stopped at any moment, and several may share a workdir.
+
+  Args:
+    config: the configuration; the `train` section, the number of Langevin steps and eta need not be the workdir's.
+    workdir: of a training job, which may be running.
+    seed: of no use; the `eval` section has its own.
+    step: the one checkpoint to score, or None for all.
+
+  Raises:
+    UserError: something that the user can mend.
+    InterruptedRun: Ctrl-C or SIGTERM.
+  """
+  del seed
+  if config_lib.load(workdir) is None:
+    raise UserError(f'{workdir} holds no run: train first, with --mode=train and the same --workdir')
+  config = trained.check(config, workdir)
+  known = checkpoints.steps(workdir)
+  if step is not None and step not in known:
+    raise UserError(
+      f'no checkpoint of step {step} in {checkpoints.directory(workdir)}; there are '
+      f'{", ".join(map(str, known)) or "none"}'
+    )
+  folder = workdir_lib.make(workdir, 'eval')
+
+  with interrupts.requested() as stop_requested:
+
+    def check_stop():
+      if number := stop_requested():
+        raise interrupts.stopped(number, 'stopped; what is scored is kept: run the same command again to go on')
+
+    sources = _load_sources(config)
+    compared = reference.make(config.eval, config.data, sources, workdir_lib.make_cache(workdir), check_stop)
+    evaluation = _Evaluation(config, workdir, folder, compared, _settings(config, compared), check_stop)
+    model = model_lib.build(config)
+    sampler = generate.make_sampler(config, model.shape, _batch_size(config))
+    _write_report(evaluation)
+    for step_to_score in _steps_to_score(evaluation, step):
+      _score(evaluation, model, sampler, step_to_score, raise_errors=step is not None)
+      _write_report(evaluation)
+  _log.info('results in %s, report in %s', evaluation.results, os.path.join(folder, 'report.html'))
+
+
+def _batch_size(config):
+  return parallel.up_to_devices(min(config.eval.num_samples, config.sampling.batch_size))
+
+
+def _load_sources(config):
+  """Both splits; None for one that is neither there nor needed."""
+  needed, sources = ('train', reference.split(config.eval, config.data)), {}
+  for split in ('train', 'test'):
+    try:
+      sources[split] = data.load_source(config.data, split)
+    except UserError as error:
+      if split in needed:
+        raise
+      _log.info('no baseline of real data: %s', error)
+      sources[split] = None
+  return sources
+
+
+def _settings(config, compared):
+  drawn = {key: value for key, value in config.sampling.items() if key not in _NOT_OF_SAMPLES}
+  data_of_scores = features.data_key(config.data, {})[0]
+  return feature_statistics.key(reference.measure(config.eval), drawn, compared.extractor.key, data_of_scores)
+
+
+# What to score.
+
+
+def _steps_to_score(evaluation, only):
+  """Yields each step that nobody has scored, claimed for this job; waits for more while training goes on."""
+  passed = set()  # scored here, or deleted
+  last_new, known = time.monotonic(), None
+  minutes = evaluation.config.eval.max_wait_minutes
+  while True:
+    steps = checkpoints.steps(evaluation.workdir) if only is None else [only]
+    done = {record['step'] for record in evaluation.records()} | passed
+    if only in done and not passed:
+      _log.info('step %d has been scored already, with the same settings', only)
+    left = [step for step in steps if step not in done]
+    for step in left:
+      with results.claim(os.path.join(evaluation.folder, 'claims'), step) as mine:
+        # Another job may have finished it since it was looked up.
+        if mine and step not in {record['step'] for record in evaluation.records()}:
+          yield step
+          passed.add(step)
+          last_new = time.monotonic()
+          break
+    else:  # what is left is another job's
+      if not left and (only is not None or _has_ended(evaluation.workdir, steps)):
+        return
+      if steps != known:
+        last_new, known = time.monotonic(), steps
+        if minutes:
+          _log.info('waiting for %s', f'another job, at step {left[0]}' if left else 'the next checkpoint')
+      if time.monotonic() - last_new >= 60 * minutes:
+        _log.info('all that is there is scored; training has not ended: run the same command again for more')
+        return
+      _sleep(_POLL_SECONDS, evaluation.check_stop)
+    evaluation.check_stop()
+
+
+def _has_ended(workdir, steps):
+  return bool(steps) and steps[-1] >= config_lib.load(workdir).train.num_steps
+
+
+def _sleep(seconds, check_stop):
+  until = time.monotonic() + seconds
+  while (left := until - time.monotonic()) > 0:
+    check_stop()
+    time.sleep(min(left, 0.2))
+
+
+# Scoring a checkpoint.
+
+
+def _score(evaluation, model, sampler, step: int, raise_errors: bool):
+  """Scores one and adds its record; a deleted one is skipped, one whose samples are no numbers recorded as such."""
+  ebm = _read(evaluation, model, step)
+  if ebm is None:
+    if raise_errors:
+      raise UserError(f'the checkpoint of step {step} was deleted or cannot be read: choose another --step')
+    return
+  record = {'step': step, 'settings': evaluation.settings}
+  try:
+    record |= _scores(evaluation, ebm, sampler, step)
+  except UserError as error:
+    if isinstance(error, InterruptedRun):
+      raise
+    results.append(evaluation.results, record | {'error': str(error)})
+    if raise_errors:
+      raise
+    _log.warning('step %d: %s', step, error)
+    return
+  _write_board(evaluation.folder, record)  # before the record, which says that all is done
+  results.append(evaluation.results, record)
+  _log.info(
+    'step %d: Frechet distance %.4g (%s features, %d samples, %s split)',
+    step,
+    record['fid'],
+    record['extractor'],
+    record['num_samples'],
+    record['split'],
+  )
+
+
+def _read(evaluation, model, step):
+  """The model of a checkpoint; None, with a warning, if it is gone or cannot be read."""
+  for attempt in range(_READ_ATTEMPTS):
+    try:
+      return trained.read(model, evaluation.workdir, step)[0]
+    except Exception as error:  # Orbax raises whatever the missing file leads to
+      if step not in checkpoints.steps(evaluation.workdir):
+        _log.warning('the checkpoint of step %d was deleted before it was read: skipped', step)
+        return None
+      if attempt == _READ_ATTEMPTS - 1:
+        _log.warning('the checkpoint of step %d cannot be read (%s): skipped', step, ' '.join(str(error).split()))
+        return None
+    _sleep(_READ_PAUSE, evaluation.check_stop)
+  return None
+
+
+def _scores(evaluation, ebm, sampler, step):
+  """Draws the samples, writes their pictures, and returns the rest of the record."""
+  config, compared = evaluation.config.eval, evaluation.reference
+  count, batch_size = config.num_samples, _batch_size(evaluation.config)
+  progress = Progress(f'sampling at step {step}', count, unit='sample')
+  parts, samples, seconds = [], [], [0.0, 0.0]
+  for first in range(0, count, batch_size):
+    evaluation.check_stop()
+    began = time.monotonic()
+    x, _ = sampler(ebm, config.seed, first, min(batch_size, count - first))
+    features.check_finite(x)
+    stored = preprocessing.to_stored(x)
+    drawn = time.monotonic()
+    parts.append(compared.extract(stored))
+    if first:  # the first batch pays for the compilation
+      seconds[0] += drawn - began
+      seconds[1] += time.monotonic() - drawn
+    if config.save_samples or sum(map(len, samples)) < _NUM_IN_GRID or stored.ndim == 2:
+      samples.append(stored)
+    progress.update(len(x))
+    progress.line(always=first == 0)
+  progress.close()
+  rows, logits = reference.joined(parts)
+  _write_samples(evaluation, step, np.concatenate(samples), rows)
+  timed = max(count - batch_size, 0)
+  rates = {
+    name: timed / spent if timed else None
+    for name, spent in zip(('samples_per_s', 'features_per_s'), seconds, strict=True)
+  }
+  _log.info('scores of %d samples', count)
+  return {
+    'num_data': compared.real.count,
+    'num_features': compared.extractor.dim,
+    'num_neighbour_samples': min(count, scores.MAX_NEIGHBOURS),
+    'num_neighbour_data': min(len(compared.real.features), scores.MAX_NEIGHBOURS),
+    'extractor': compared.extractor.name,
+    'split': compared.split,
+    **compared.extractor.notes,
+    **compared.score(rows, logits),
+    **rates,
+    'baselines': compared.baselines,
+  }
+
+
+def _write_samples(evaluation, step, samples, rows):
+  base = os.path.join(evaluation.folder, f'samples_{step}')
+  if evaluation.config.eval.save_samples:
+    files.write_npz(base + '.npz', {'samples': samples})
+  shown = samples[:_NUM_IN_GRID] if samples.ndim > 2 else samples
+  files.write_png(base + '.png', level_pictures.samples(shown))
+  if samples.ndim > 2:
+    files.write_png(
+      os.path.join(evaluation.folder, f'neighbours_{step}.png'),
+      _picture_of_neighbours(evaluation.reference, samples, rows),
+    )
+
+
+def _picture_of_neighbours(compared, samples, rows):
+  """A sample in each row, with its nearest training examples in the space of the features to its right."""
+  train = compared.train
+  near = neighbors.NearestNeighbors(n_neighbors=min(_NUM_NEIGHBOURS, len(train.features)), algorithm='brute')
+  found = near.fit(train.features).kneighbors(rows[:_NUM_QUERIES], return_distance=False)
+  lines = [
+    np.concatenate([samples[i : i + 1], compared.train_source.read(train.index[each])]) for i, each in enumerate(found)
+  ]
+  return pictures.image_grid(np.concatenate(lines), 1 + found.shape[1])
+
+
+def _write_board(folder, record):
+  from PIL import Image
+  from tensorboardX import SummaryWriter
+
+  step = record['step']
+  with SummaryWriter(os.path.join(folder, 'tensorboard')) as board:
+    for name in ('fid', 'inception_score', 'kid', 'precision', 'recall', 'density', 'coverage'):
+      if record[name] is not None:
+        board.add_scalar(f'eval/{name}', record[name], step)
+    for name in ('samples', 'neighbours'):
+      path = os.path.join(folder, f'{name}_{step}.png')
+      if os.path.exists(path):
+        with Image.open(path) as picture:
+          board.add_image(f'eval/{name}', np.asarray(picture), step, dataformats='HWC')
+
+
+def _write_report(evaluation):
+  records, folder = evaluation.records(), evaluation.folder
+  if not records:
+    return
+  steps = [record['step'] for record in records if 'error' not in record][::-1]
+  shown = {
+    'Samples, the first of each checkpoint': [
+      (f'step {step}', os.path.join(folder, f'samples_{step}.png')) for step in steps
+    ],
+    'Samples (left) and their nearest training examples': [
+      (f'step {step}', os.path.join(folder, f'neighbours_{step}.png')) for step in steps[:1]
+    ],
+  }
+  title = f'Evaluation of {os.path.basename(os.path.abspath(evaluation.workdir))}'
+  files.write_text(os.path.join(folder, 'report.html'), report.page(title, records, shown, evaluation.config.to_dict()))

@@ -1,0 +1,146 @@
+"""The out-of-distribution job: which images the energies tell from data."""
+
+import logging
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_ebm import data, marginal_density, preprocessing, random_keys, sampling, trained
+from diffusion_ebm.data import corruptions, external_images
+from diffusion_ebm.evaluate import ood_detection
+from diffusion_ebm.run import files, parallel, pictures
+from diffusion_ebm.run import workdir as workdir_lib
+from diffusion_ebm.run.errors import UserError
+from diffusion_ebm.run.progress import Progress
+
+_log = logging.getLogger(__name__)
+
+_STREAM = 0x00D
+_NUM_NOISES, _NUM_SHOWN = 8, 16
+# The combination of levels needs more examples than there are levels.
+_MIN_TRAIN = 50
+
+
+def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
+  """Measures how well energies tell other images from the test split.
+
+  An image's statistic at level t is the log density of the image diffused to that level, averaged over eight noises
+  that all images share. Writes to `ood/` in the workdir: `ood_STEP.json`, `ood_STEP.md` (tables), `ood_STEP.png`
+  (histograms) and `ood_STEP_sets.png` (the first images of each set, a row for each); the names of sets other than
+  corruptions follow the step (`STEP_seedSEED` for seeds other than 0).
+
+  Args:
+    config: the configuration; its `ood` section names the sets and how many of each; as many training images are what
+      the scores are fitted on. The `train` section and how samples are drawn need not be the workdir's.
+    workdir: of a training job.
+    seed: of the noise, the choice of training images and the corruptions.
+    step: the checkpoint's, or None for the newest.
+
+  Returns:
+    What is in the `.json`: `results`, score ('level 0, low density', ...) to set to `auroc`, `aupr`, `fpr95`;
+    `mean_log_density`, set to level to nats (normalised where `--mode=density` has been run).
+
+  Raises:
+    UserError: something that the user can mend.
+  """
+  trained.check_images(config, 'ood')
+  trained.check_seed(seed)
+  if not config.ood.against or not all(config.ood.against):
+    raise UserError(f'--against names nothing: name {", ".join(corruptions.NAMES)}, a data set, a folder or a .zip')
+  config, ebm, _, step = trained.load(config, workdir, step)
+  # Everything that can be refused, before anything takes long.
+  sets, fitted_on, elsewhere_names = _load_sets(config, seed)
+  folder = workdir_lib.make(workdir, 'ood')
+  shown = [t for t in sampling.shown_levels(ebm.levels.num_models) if t < ebm.levels.num_models]
+  of_train, values = _log_densities(config, ebm, sets, fitted_on, shown, seed, step)
+
+  names = [f'level {t}' for t in shown]
+  detector = ood_detection.Detector(of_train.astype(np.float64), names)
+  scores = {name: detector.scores(part) for name, part in values.items()}
+  results = {
+    key: {name: ood_detection.detection(scores['test'][key], scores[name][key]) for name in sets if name != 'test'}
+    for key in scores['test']
+  }
+  record = {'step': step, 'seed': seed, 'num_examples': {name: len(images) for name, images in sets.items()}}
+  record |= _means(values, shown, trained.log_z(workdir, step, ebm.levels.num_models))
+  record['results'] = {f'{level}, {kind}': row for (level, kind), row in results.items()}
+  base = os.path.join(folder, '_'.join([f'ood_{workdir_lib.label(step, seed)}', *elsewhere_names])[:100])
+  _write(base, record, results, sets, values, names)
+  return record
+
+
+def _load_sets(config, seed):
+  """`(sets, fitted_on, names)`: name to images, the training images for the fit, names of sets from elsewhere."""
+  settings = config.ood
+  test, train = (data.load_source(config.data, split) for split in ('test', 'train'))
+  if len(train) < _MIN_TRAIN:
+    raise UserError(f'{len(train)} training images are too few to fit the scores on: there must be {_MIN_TRAIN}')
+  sets, names = {'test': test.read(np.arange(min(settings.num_examples, len(test))))}, []
+  for name in settings.against:
+    if name in corruptions.NAMES:
+      sets[name] = corruptions.corrupt(name, sets['test'], seed)
+    else:
+      source = external_images.load_elsewhere(config.data, name, 'against', corruptions.NAMES)
+      names.append(os.path.basename(name.rstrip(os.sep)) or name)
+      sets[names[-1]] = source.read(np.arange(min(settings.num_examples, len(source))))
+  chosen = np.random.default_rng(seed).permutation(len(train))[: max(settings.num_examples, _MIN_TRAIN)]
+  return sets, train.read(np.sort(chosen)), names
+
+
+def _log_densities(config, ebm, sets, fitted_on, shown, seed, step):
+  """The log densities at the levels `shown` of the training images, (N, L), and of each set."""
+  eps = jax.random.normal(random_keys.stream_key(seed, _STREAM), (_NUM_NOISES, *fitted_on.shape[1:]))
+
+  def log_density(ebm, images):
+    return marginal_density.diffused_log_density(ebm, preprocessing.to_unit_range(images), jnp.asarray(shown), eps)
+
+  log_density_of_all = parallel.map_examples(log_density, config.sampling.batch_size)
+  _log.info('compiling the energies')
+  progress = Progress(f'energies at step {step}', len(fitted_on) + sum(map(len, sets.values())), unit='image')
+  of_train = log_density_of_all(ebm, fitted_on, progress=progress)
+  values = {name: log_density_of_all(ebm, images, progress=progress) for name, images in sets.items()}
+  progress.close()
+  for part in (of_train, *values.values()):
+    if not np.all(np.isfinite(part)):
+      raise UserError(f'the energies at step {step} are not finite: try another --step')
+  return of_train, values
+
+
+def _means(values, shown, log_z):
+  """The mean log density of each set at each level, normalised where log Z is known (None: of no level)."""
+  shift = 0 if log_z is None else log_z[shown]
+  means = {name: zip(shown, part.mean(0) - shift, strict=True) for name, part in values.items()}
+  return {
+    'normalised': log_z is not None,
+    'mean_log_density': {
+      name: {str(t): None if np.isnan(mean) else float(mean) for t, mean in levels} for name, levels in means.items()
+    },
+  }
+
+
+def _write(base, record, results, sets, values, names):
+  """The numbers, the tables and the pictures, and a line for each set."""
+  files.write_json(base + '.json', record)
+  text = [
+    f'# Out of distribution, step {record["step"]}',
+    'Images of ' + ', '.join(f'{name} ({count})' for name, count in record['num_examples'].items()) + '.',
+  ]
+  for measure, title in (('auroc', 'AUROC'), ('aupr', 'AUPR'), ('fpr95', 'FPR at 95 % of the others found')):
+    text.append(f'## {title}\n\n{ood_detection.table(results, measure)}')
+  files.write_text(base + '.md', '\n\n'.join(text) + '\n')
+  files.write_png(base + '.png', pictures.level_histograms(values, [f'{name}, log density (nats)' for name in names]))
+  columns = min(_NUM_SHOWN, *map(len, sets.values()))
+  rows = np.concatenate([images[:columns] for images in sets.values()])
+  files.write_png(base + '_sets.png', pictures.image_grid(rows, columns))
+  for name in list(sets)[1:]:
+    best = max(results, key=lambda key, name=name: results[key][name]['auroc'])
+    _log.info(
+      '%s: AUROC %.3f at best (%s), %.3f for the sum, %.3f for Mahalanobis',
+      name,
+      results[best][name]['auroc'],
+      ', '.join(best),
+      *(results['all levels', kind][name]['auroc'] for kind in ('sum', 'Mahalanobis')),
+    )
+  _log.info('tables in %s.md, histograms beside it', base)

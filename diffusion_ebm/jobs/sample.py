@@ -1,0 +1,76 @@
+"""The sampling job: samples of a trained workdir, as numbers and as pictures."""
+
+import logging
+import os
+
+import numpy as np
+
+from diffusion_ebm import config as config_lib
+from diffusion_ebm import data, generate, level_pictures, preprocessing, sampling, trained
+from diffusion_ebm.run import files, parallel
+from diffusion_ebm.run import workdir as workdir_lib
+from diffusion_ebm.run.errors import UserError
+from diffusion_ebm.run.progress import Progress
+
+_log = logging.getLogger(__name__)
+
+_NUM_IN_LEVELS = 36
+
+
+def run(config, workdir: str, seed: int = 0, step: int | None = None):
+  """Draws `config.sampling.num_samples` samples from the averaged parameters of a checkpoint.
+
+  Writes `samples/samples_STEP.npz` (`samples`: uint8 (N, H, W, C), or float32 (N, D) for vectors), `samples_STEP.png`
+  and, level by level beside diffused data, if these are at hand, `samples_STEP_levels.png`;
+  `STEP_seedSEED` for seeds other than 0.
+
+  Args:
+    config: the configuration; the `train` section, the number of Langevin steps and eta need not be the workdir's.
+    workdir: of a training job.
+    seed: sample number i depends on this seed and on i alone.
+    step: the checkpoint's, or None for the newest.
+
+  Raises:
+    UserError: something that the user can mend.
+  """
+  trained.check_seed(seed)
+  config, ebm, shape, step = trained.load(config, workdir, step)
+  workdir_lib.make(workdir)
+  keep = sampling.shown_levels(ebm.levels.num_models)
+  samples, path = _draw(config, ebm, shape, seed, step, keep)
+
+  # All processes draw; the first writes.
+  densities = level_pictures.grid_densities(ebm, config.data.distribution) if config_lib.is_vector(config) else None
+  if not parallel.is_first():
+    return
+  base = os.path.join(workdir_lib.samples_dir(workdir), f'samples_{workdir_lib.label(step, seed)}')
+  files.write_npz(base + '.npz', {'samples': samples})
+  files.write_png(base + '.png', level_pictures.samples(samples))
+  try:
+    source = data.load_source(config.data, 'train')
+  except UserError as error:
+    _log.warning('no picture of the levels, which would show data beside the samples: %s', error)
+  else:
+    examples = source.read(np.random.default_rng(seed).integers(len(source), size=path.shape[1]))
+    files.write_png(base + '_levels.png', level_pictures.levels(ebm.levels, path, examples, keep, densities))
+  _log.info('%d samples (mean %.3f) in %s.npz, pictures beside it', len(samples), samples.mean(), base)
+
+
+def _draw(config, ebm, shape, seed, step, keep):
+  """`(samples, path)`: as they are stored, and what the picture shows of their way down the levels."""
+  count, vector = config.sampling.num_samples, config_lib.is_vector(config)
+  batch_size = parallel.up_to_devices(min(count, config.sampling.batch_size))
+  sampler = generate.make_sampler(config, shape, batch_size, keep)
+  _log.info('compiling the sampler')
+  progress = Progress(f'sampling at step {step}', count, unit='sample', shown=parallel.is_first())
+  samples, paths = [], []
+  for first in range(0, count, batch_size):
+    x, path = sampler(ebm, seed, first, min(batch_size, count - first))
+    trained.check_finite(x, step)
+    samples.append(preprocessing.to_stored(x))
+    if not paths or vector:
+      paths.append(path if vector else path[:, :_NUM_IN_LEVELS])
+    progress.update(len(x))
+    progress.line(always=first == 0)
+  progress.close()
+  return np.concatenate(samples), np.concatenate(paths, axis=1)

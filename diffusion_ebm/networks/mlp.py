@@ -1,0 +1,67 @@
+"""An energy network for vectors and for small images, pixel by pixel."""
+
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from diffusion_ebm.networks import layers
+from diffusion_ebm.networks.base import EnergyNetwork
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPSettings:
+  """What an `MLP` is made of.
+
+  Attributes:
+    ch: width of the hidden layers, and size of the level's embedding (at most 128).
+    num_layers: hidden layers.
+    num_frequencies: waves `sin` and `cos` of `2^k pi y / 4`, k = 0 .. num_frequencies - 1, beside each coordinate;
+      the slowest does not repeat within [-4, 4], where diffused data lie.
+    act: activation, 'swish', 'lrelu' or 'relu'.
+    dropout: rate after each hidden activation.
+    output_scale: factor of the output: about s_t^2, so that what is learned is of the order of nats.
+    dtype: of the hidden layers; parameters, level embedding and head are float32.
+  """
+
+  ch: int = 128
+  num_layers: int = 3
+  num_frequencies: int = 0
+  act: str = 'swish'
+  dropout: float = 0.0
+  output_scale: float = 1.0
+  dtype: Any = jnp.float32
+
+
+class Trunk(nn.Module):
+  """Everything that depends on the vector or image."""
+
+  settings: MLPSettings
+
+  @nn.compact
+  def __call__(self, y, level, dropout_keys):
+    s, act = self.settings, layers.ACTIVATIONS[self.settings.act]
+    y = y.reshape(len(y), -1)
+    # Waves of the coordinates resolve detail that a plain network learns slowly (Tancik et al. 2020).
+    angles = (jnp.pi / 4 * 2.0 ** jnp.arange(s.num_frequencies) * y[..., None]).reshape(len(y), -1)
+    h = jnp.concatenate([y, jnp.sin(angles), jnp.cos(angles)], axis=1).astype(s.dtype)
+    h = layers.dense(s.ch, 'dense_in', dtype=s.dtype)(h)
+    for i in range(s.num_layers):
+      h = act((h + level[f'layer_{i}']).astype(s.dtype))
+      h = layers.dropout(h, s.dropout, layers.layer_keys(dropout_keys, i))
+      h = layers.dense(s.ch, f'dense_{i}', dtype=s.dtype)(h)
+    return s.output_scale * jnp.sum(act(h).astype(jnp.float32) * level['head'], axis=1)
+
+
+class MLP(EnergyNetwork):
+  """A multilayer perceptron of vectors or small images; `settings` is an `MLPSettings`."""
+
+  def setup(self):
+    s = self.settings
+    hidden = tuple((f'layer_{i}', s.ch) for i in range(s.num_layers))
+    self.embedding = layers.LevelEmbedding(min(s.ch, 128), (*hidden, ('head', s.ch)), s.act, self.coordinates)
+    self.trunk = Trunk(s)
+
+  def learned(self, y, level, dropout_keys):
+    return self.trunk(y, level, dropout_keys)

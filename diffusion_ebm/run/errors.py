@@ -1,0 +1,62 @@
+"""The exceptions that are meant for the user's eyes: one line, printed without a traceback."""
+
+import contextlib
+import sys
+
+
+class UserError(Exception):
+  """A mistake that the user can mend: one line that names the cause and the remedy. Exit code 2."""
+
+  exit_code = 2
+
+
+class UnknownDataSetError(UserError):
+  """A name that no data set has."""
+
+
+class DivergedError(UserError):
+  """A run whose numbers have gone wrong: one line that names the level and what to try. Exit code 3."""
+
+  exit_code = 3
+
+
+class SaveError(UserError):
+  """Something could not be written, as on a full disk; what was there before is whole. Exit code 4."""
+
+  exit_code = 4
+
+
+class InterruptedRun(UserError):
+  """A run that was stopped by Ctrl-C, and has saved its state. Exit code 130, as shells give."""
+
+  exit_code = 130
+
+
+class PreemptedRun(InterruptedRun):
+  """A run that was stopped by SIGTERM, and has saved its state: start it again. Exit code 143, as shells give."""
+
+  exit_code = 143
+
+
+@contextlib.contextmanager
+def shown():
+  """Prints the one line of an exception that is meant for the user's eyes, and exits with its code."""
+  try:
+    yield
+  except UserError as error:
+    stopped = isinstance(error, InterruptedRun)
+    print(error if stopped else f'error: {error}', file=sys.stderr)
+    sys.exit(error.exit_code)
+  except (MemoryError, RuntimeError) as error:
+    if not isinstance(error, MemoryError) and 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    cause = ' '.join(str(error).split())[:300]
+    print(
+      f'error: not enough memory ({cause}): try a smaller --config.train.batch_size, --config.sampling.batch_size '
+      'or --config.model.ch, --config.model.remat=True, or more devices',
+      file=sys.stderr,
+    )
+    sys.exit(2)
+  except KeyboardInterrupt:  # before there is anything to save, or by a second Ctrl-C
+    print('interrupted: what was saved is whole', file=sys.stderr)
+    sys.exit(130)

@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM as a request that a loop honours between two steps."""
+
+import contextlib
+import signal
+import threading
+
+from diffusion_ebm.run.errors import InterruptedRun, PreemptedRun, UserError
+
+
+@contextlib.contextmanager
+def requested():
+  """Yields a function that gives the signal by which a stop has been asked for, or 0.
+
+  A second request interrupts at once.
+  """
+  asked = []
+
+  def handle(number, frame):
+    if asked:
+      signal.default_int_handler(number, frame)
+    asked.append(int(number))
+
+  def request():
+    return asked[0] if asked else 0
+
+  if threading.current_thread() is not threading.main_thread():
+    yield request
+    return
+  previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    yield request
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)
+
+
+def stopped(number: int, message: str) -> UserError:
+  """The exception to raise after a stop that a signal has asked for: its exit code tells which."""
+  return PreemptedRun(message) if number == signal.SIGTERM else InterruptedRun(message)

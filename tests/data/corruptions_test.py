@@ -1,0 +1,43 @@
+from absl.testing import absltest
+import numpy as np
+
+from diffusion_ebm.data import corruptions
+
+
+class CorruptionsTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.images = np.random.default_rng(0).integers(100, size=(50, 8, 6, 3), dtype=np.uint8)
+
+  def test_all_keep_shape_and_type_and_follow_the_seed(self):
+    for name in corruptions.NAMES:
+      made = corruptions.corrupt(name, self.images, 1)
+      self.assertEqual((made.shape, made.dtype), (self.images.shape, np.uint8))
+      self.assertTrue(np.any(made != self.images))
+      np.testing.assert_array_equal(made, corruptions.corrupt(name, self.images, 1))
+      self.assertEqual(name == 'inversion', np.all(made == corruptions.corrupt(name, self.images, 2)))
+
+  def test_noise_is_uniform(self):
+    noise = corruptions.corrupt('noise', np.zeros((100, 16, 16, 3), np.uint8), 0)
+    # Standard errors of 0.27 and 0.16.
+    self.assertAlmostEqual(noise.mean(), 127.5, delta=1.5)
+    self.assertAlmostEqual(noise.std(), np.sqrt((256**2 - 1) / 12), delta=1.0)
+
+  def test_inversion_turns_black_white(self):
+    np.testing.assert_array_equal(corruptions.corrupt('inversion', self.images, 0).astype(int) + self.images, 255)
+
+  def test_shuffled_images_have_the_same_pixels_in_an_order_of_their_own(self):
+    same = np.repeat(self.images[:1], 2, axis=0)
+    shuffled = corruptions.corrupt('shuffle', same, 0).reshape(2, -1, 3)
+    for each in shuffled:
+      self.assertCountEqual(map(tuple, each), map(tuple, same[0].reshape(-1, 3)))
+    self.assertTrue(np.any(shuffled[0] != shuffled[1]))
+
+  def test_constants_have_one_colour_each(self):
+    constant = corruptions.corrupt('constant', self.images, 0)
+    np.testing.assert_array_equal(constant, np.broadcast_to(constant[:, :1, :1], constant.shape))
+    self.assertGreater(len(np.unique(constant[:, 0, 0], axis=0)), 40)
+
+
+if __name__ == '__main__':
+  absltest.main()

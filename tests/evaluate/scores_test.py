@@ -1,0 +1,187 @@
+"""Scores against closed forms and direct formulas in float64; 1e-6 relative everywhere."""
+
+from absl.testing import absltest, parameterized
+import numpy as np
+from scipy import special, stats
+
+from diffusion_ebm.evaluate import scores
+
+RTOL = 1e-6
+
+
+def rotation(dim, seed):
+  return stats.ortho_group.rvs(dim, random_state=seed)
+
+
+def covariance(values, basis):
+  return basis * values @ basis.T
+
+
+class FrechetTest(parameterized.TestCase):
+  def assert_distance(self, expected, *gaussians, scale=0.0):
+    actual = scores.frechet_distance(*gaussians)
+    np.testing.assert_allclose(actual, expected, rtol=RTOL, atol=RTOL * scale)
+
+  # Full rank; low rank; eigenvalues over 14 orders of magnitude; nothing at all.
+  @parameterized.parameters(
+    (np.linspace(1, 3, 40), np.linspace(5, 2, 40)),
+    (np.r_[np.linspace(1, 2, 5), np.zeros(35)], np.r_[np.zeros(3), np.linspace(3, 4, 6), np.zeros(31)]),
+    (np.logspace(-12, 2, 40), np.logspace(1, -13, 40)),
+    (np.logspace(-12, 2, 40), np.logspace(-11, 3, 40)),
+    (np.ones(40), np.zeros(40)),
+  )
+  def test_commuting_covariances(self, first, second):
+    # With the same axes the distance is that of the standard deviations.
+    basis, rng = rotation(40, 0), np.random.default_rng(1)
+    means = rng.normal(size=(2, 40))
+    expected = np.sum((means[0] - means[1]) ** 2) + np.sum((np.sqrt(first) - np.sqrt(second)) ** 2)
+    self.assert_distance(expected, means[0], covariance(first, basis), means[1], covariance(second, basis))
+    spread_only = np.sum((np.sqrt(first) - np.sqrt(second)) ** 2)
+    self.assert_distance(spread_only, means[0], covariance(first, basis), means[0], covariance(second, basis))
+
+  def test_two_dimensions_with_different_axes(self):
+    # For 2 x 2 matrices tr (S_1 S_2)^(1/2) = (tr S_1 S_2 + 2 (det S_1 S_2)^(1/2))^(1/2).
+    first, second = covariance([1.0, 4.0], rotation(2, 0)), covariance([0.3, 2.0], rotation(2, 5))
+    product = first @ second
+    self.assertGreater(np.abs(product - product.T).max(), 0.1)
+    root = np.sqrt(np.trace(product) + 2 * np.sqrt(np.linalg.det(product)))
+    self.assert_distance(np.trace(first + second) - 2 * root, np.zeros(2), first, np.zeros(2), second)
+
+  def test_rank_one_with_different_axes(self):
+    # S = u u^T: the trace of the root is |u . v|.
+    u, v = np.random.default_rng(0).normal(size=(2, 300))
+    self.assert_distance(u @ u + v @ v - 2 * abs(u @ v), np.zeros(300), np.outer(u, u), np.zeros(300), np.outer(v, v))
+
+  def test_nothing_lies_between_equals(self):
+    values = covariance(np.logspace(-12, 2, 40), rotation(40, 0))
+    self.assert_distance(0, np.ones(40), values, np.ones(40), values, scale=np.trace(values))
+
+  def test_fewer_samples_than_features(self):
+    # The covariances of samples that one orthogonal matrix turns into each other's negatives: equal.
+    x = np.random.default_rng(0).normal(size=(20, 100))
+    both = [scores.Moments(100) for _ in range(2)]
+    both[0].add(x)
+    both[1].add(3 * x)
+    # Covariances C and 9 C: tr (1 + 9 - 6) C.
+    expected = 4 * np.trace(np.cov(x.T)) + np.sum((2 * x.mean(0)) ** 2)
+    self.assert_distance(expected, both[0].mean, both[0].covariance, both[1].mean, both[1].covariance)
+
+  def test_what_is_no_covariance_is_refused(self):
+    with self.assertRaisesRegex(ValueError, 'eigenvalue'):
+      scores.frechet_distance(np.zeros(2), np.diag([1.0, -0.1]), np.zeros(2), np.eye(2))
+    with self.assertRaises(ValueError):
+      scores.frechet_distance(np.zeros(2), np.eye(2) * np.nan, np.zeros(2), np.eye(2))
+
+
+class MomentsTest(absltest.TestCase):
+  def test_batches_give_what_all_rows_give_even_far_from_the_origin(self):
+    rows = np.random.default_rng(0).normal(size=(9000, 7)) @ np.random.default_rng(1).normal(size=(7, 7)) + 1e4
+    moments = scores.Moments(7)
+    for part in (rows[:1], rows[1:5000], rows[5000:]):
+      moments.add(part)
+    self.assertEqual(moments.count, 9000)
+    np.testing.assert_allclose(moments.mean, rows.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(moments.covariance, np.cov(rows.T), rtol=1e-8, atol=1e-8)
+
+
+class InceptionScoreTest(absltest.TestCase):
+  def test_direct_formula(self):
+    logits = np.random.default_rng(0).normal(size=(103, 9)) * 3
+    values = []
+    for part in np.array_split(special.softmax(logits, axis=1), 10):
+      values.append(np.exp(np.mean([stats.entropy(p, part.mean(0)) for p in part])))
+    np.testing.assert_allclose(
+      scores.inception_score(logits.astype(np.float64)), (np.mean(values), np.std(values)), rtol=RTOL
+    )
+
+  def test_certain_and_even_classes_score_their_number(self):
+    logits = 1000.0 * np.tile(np.eye(5, dtype=np.float32), (20, 1))
+    np.testing.assert_allclose(scores.inception_score(logits), (5, 0), rtol=RTOL, atol=RTOL)
+    np.testing.assert_allclose(scores.inception_score(np.zeros((50, 5))), (1, 0), rtol=RTOL, atol=RTOL)
+
+
+class KernelDistanceTest(absltest.TestCase):
+  def direct(self, x, y):
+    def k(a, b):
+      return (np.dot(a, b) / len(a) + 1) ** 3
+
+    n, m = len(x), len(y)
+    return (
+      sum(k(x[i], x[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+      + sum(k(y[i], y[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+      - 2 * np.mean([k(a, b) for a in x for b in y])
+    )
+
+  def test_direct_formula(self):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(67, 6)), rng.normal(size=(41, 6)) + 0.5
+    values = [self.direct(a, b) for a, b in zip(np.array_split(x, 10), np.array_split(y, 10), strict=True)]
+    np.testing.assert_allclose(
+      scores.kernel_distance(x, y), (np.mean(values), np.std(values, ddof=1) / np.sqrt(10)), rtol=RTOL
+    )
+
+  def test_it_is_unbiased_and_its_standard_error_honest(self):
+    rng = np.random.default_rng(0)
+    found = np.array([scores.kernel_distance(*rng.normal(size=(2, 60, 3))) for _ in range(300)])
+    self.assertLess(abs(found[:, 0].mean()), 3 * found[:, 0].std() / np.sqrt(300))
+    np.testing.assert_allclose(np.sqrt(np.mean(found[:, 1] ** 2)), found[:, 0].std(), rtol=0.15)
+
+
+class NeighbourTest(absltest.TestCase):
+  def test_direct_formula(self):
+    rng = np.random.default_rng(0)
+    fake, real = rng.normal(size=(80, 3)), rng.normal(size=(60, 3)) * 0.8 + 0.3
+
+    def radius(rows, i, k):
+      return sorted(np.linalg.norm(rows[i] - row) for row in rows)[k]  # 0 is the distance from itself
+
+    real_3, fake_3 = ([radius(rows, i, 3) for i in range(len(rows))] for rows in (real, fake))
+    real_5 = [radius(real, i, 5) for i in range(len(real))]
+    d = [[np.linalg.norm(f - r) for r in real] for f in fake]
+    expected = {
+      'precision': np.mean([any(d[i][j] <= real_3[j] for j in range(60)) for i in range(80)]),
+      'recall': np.mean([any(d[i][j] <= fake_3[i] for i in range(80)) for j in range(60)]),
+      'density': sum(d[i][j] <= real_5[j] for i in range(80) for j in range(60)) / (5 * 80),
+      'coverage': np.mean([any(d[i][j] <= real_5[j] for i in range(80)) for j in range(60)]),
+    }
+    # Far from the origin too, where distances from products lose their digits.
+    for offset in (0, 1e6):
+      actual = scores.neighbour_scores(fake + offset, real + offset)
+      self.assertEqual(actual.keys(), expected.keys())
+      for name, value in expected.items():
+        np.testing.assert_allclose(actual[name], value, rtol=RTOL, err_msg=name)
+        self.assertBetween(value, 0.1, 1.5)
+
+  def test_strangers_and_twins(self):
+    rows = np.random.default_rng(0).normal(size=(50, 4))
+    self.assertEqual(set(scores.neighbour_scores(rows + 100, rows).values()), {0.0})
+    twins = scores.neighbour_scores(rows, rows)
+    self.assertEqual((twins['precision'], twins['recall'], twins['coverage']), (1, 1, 1))
+
+
+class ScoreTest(absltest.TestCase):
+  def test_one_call_gives_all_of_them(self):
+    rng = np.random.default_rng(0)
+    fake, real, logits = rng.normal(size=(90, 4)) + 1, rng.normal(size=(70, 4)), rng.normal(size=(90, 3))
+    found = scores.score(fake.astype(np.float32), logits, real.mean(0), np.cov(real.T), real)
+    self.assertCountEqual(
+      found,
+      [
+        'fid',
+        'inception_score',
+        'inception_score_std',
+        'kid',
+        'kid_standard_error',
+        'precision',
+        'recall',
+        'density',
+        'coverage',
+      ],
+    )
+    expected = scores.frechet_distance(fake.mean(0), np.cov(fake.T), real.mean(0), np.cov(real.T))
+    np.testing.assert_allclose(found['fid'], expected, rtol=RTOL)
+    self.assertIsNone(scores.score(fake, None, real.mean(0), np.cov(real.T), real)['inception_score'])
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,65 @@
+"""The interpolation job, on a network that has not learned anything."""
+
+import json
+import os
+import tempfile
+
+from absl.testing import absltest
+import numpy as np
+from PIL import Image
+
+from diffusion_ebm import interpolation
+from diffusion_ebm.jobs import interpolate, sample
+from diffusion_ebm.run import files
+from diffusion_ebm.run.errors import UserError
+from tests import testing
+
+
+class InterpolateTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.workdir = cls.enterClassContext(tempfile.TemporaryDirectory())
+    testing.save_first_state(testing.digits_config(), cls.workdir, step=7)
+
+  def config(self, batch_size=5, **changes):
+    config = testing.digits_config()
+    config.sampling.update({'batch_size': batch_size, 'num_samples': 4})
+    config.interpolate.update({'num_strips': 2, 'frames': 4} | changes)
+    return config
+
+  def read(self, *path):
+    return files.read_npz(os.path.join(self.workdir, *path))
+
+  def test_a_strip_runs_from_one_sample_to_another(self):
+    strips = interpolate.run(self.config(), self.workdir)
+    np.testing.assert_array_equal(self.read('interpolation', 'interpolation_7.npz')['strips'], strips)
+    sample.run(self.config(), self.workdir)
+    samples = self.read('samples', 'samples_7.npz')['samples']
+    testing.assert_same_images(strips[:, 0], samples[::2])
+    testing.assert_same_images(strips[:, -1], samples[1::2])
+    testing.assert_same_images(interpolate.run(self.config(batch_size=3), self.workdir), strips)
+    with open(os.path.join(self.workdir, 'interpolation', 'interpolation_7.json'), encoding='utf-8') as file:
+      written = json.load(file)
+    steps = interpolation.path_lengths(strips)
+    np.testing.assert_allclose(written['largest_step'], steps.max(1))
+    np.testing.assert_allclose(written['median_step'], np.median(steps, 1))
+    with Image.open(os.path.join(self.workdir, 'interpolation', 'interpolation_7.png')) as picture:
+      self.assertEqual(picture.size, (4 * 42, 2 * 42))
+
+  def test_too_few_frames_or_strips_are_refused(self):
+    for changes, seed, message in (
+      ({'num_strips': 0}, 0, r'interpolate\.num_strips is 0'),
+      ({'frames': 1}, 0, r'interpolate\.frames is 1'),
+      ({}, -1, '--seed'),
+    ):
+      with self.assertRaisesRegex(UserError, message):
+        interpolate.run(self.config(**changes), self.workdir, seed)
+
+  def test_points_are_refused(self):
+    with self.assertRaisesRegex(UserError, 'is for images, not for toy2d'):
+      interpolate.run(testing.toy2d_config(), 'unused')
+
+
+if __name__ == '__main__':
+  absltest.main()
