@@ -30,6 +30,7 @@ def run(block, names):
   return checked
 
 
+@testing.long
 class DocsTest(absltest.TestCase):
   def setUp(self):
     super().setUp()

@@ -90,6 +90,7 @@ class DualScoreTest(parameterized.TestCase):
     # Where each parabola is least, in units of the slope of lam: the change of log density that it stands for is small.
     np.testing.assert_array_less(np.abs(slope / curvature), 2e-3)
 
+  @testing.long
   @parameterized.product(level=(0.4, 3.5), temperature=noise_levels.TEMPERATURES)
   def test_score_loss_is_least_at_the_truth(self, level, temperature):
     levels = noise_levels.make_levels(6, 0.06, 'conditional', temperature)
@@ -121,6 +122,7 @@ class DualScoreTest(parameterized.TestCase):
     score = (logp(x_t + h) - logp(x_t - h)) / (2 * h)
     np.testing.assert_allclose(losses(jnp.zeros(2)), (sigma_cum * score + eps) ** 2 / 2, rtol=2e-3, atol=2e-3)
 
+  @testing.long
   def test_it_sees_weights_of_modes_that_the_score_does_not(self):
     levels = noise_levels.make_levels(1000, 0.06, 'conditional', 'one')
     rng = np.random.default_rng(0)

@@ -28,7 +28,7 @@ from diffusion_ebm.data import load_source
 from diffusion_ebm.evaluate import feature_statistics, inception_weights
 from diffusion_ebm.run import checkpoints
 from diffusion_ebm.run.errors import UserError
-from tests import forks
+from tests import forks, testing
 from tests.evaluate.inception_test import save_torch
 from tests.run.checkpoints_test import state_at
 
@@ -137,6 +137,7 @@ def archive(images):
   return buffer.getvalue()
 
 
+@testing.long
 class FuzzTest(absltest.TestCase):
   def setUp(self):
     super().setUp()

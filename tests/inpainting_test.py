@@ -25,6 +25,7 @@ class InpaintTest(absltest.TestCase):
     )
     return np.asarray(draw(keys))
 
+  @testing.long
   def test_with_repeats_the_hidden_part_has_the_exact_conditional_law(self):
     # At level 0 a repeat forgets all but 1 / (1 + 0.09 / 0.117) = 0.57 of where it was: 0.57^8 = 1 % is left.
     x = self.draw(10_000, num_repeats=8)

@@ -27,6 +27,7 @@ class InterpolationTest(absltest.TestCase):
     for fraction, expected in ((0.0, samples[:2]), (1.0, samples[2:])):
       np.testing.assert_allclose(self.draw(keys[:2], keys[2:], fraction, 3), expected, rtol=1e-5, atol=1e-6)
 
+  @testing.long
   def test_what_is_in_between_has_the_law_of_the_data_and_of_its_ends(self):
     keys = jax.random.split(jax.random.key(0), 20_000)
     x, _ = sampling.sample(self.ebm, keys[:10_000], (2,), sampling.Settings(100))

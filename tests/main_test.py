@@ -44,6 +44,7 @@ class WrongTest(absltest.TestCase):
     self.folder = self.enterContext(tempfile.TemporaryDirectory())
     self.workdir = os.path.join(self.folder, 'run')
 
+  @testing.long
   def test_what_is_wrong_is_one_line_and_nothing_is_written(self):
     for name in ('empty', 'saved'):
       os.mkdir(os.path.join(self.folder, name))

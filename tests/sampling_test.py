@@ -29,6 +29,7 @@ class SamplingTest(absltest.TestCase):
     np.testing.assert_allclose(np.var(path, axis=(1, 2)), 0.25 * levels.a_cum**2 + levels.sigma_cum**2, rtol=0.09)
     np.testing.assert_array_equal(x, path[0])
 
+  @testing.long
   def test_a_thousand_levels_with_one_gradient_each_give_the_data_and_so_do_chains(self):
     levels = noise_levels.make_levels(1000, 0.2, 'conditional')
     n = 4000

@@ -12,6 +12,7 @@ import optax
 from diffusion_ebm import dual_score_matching, langevin, noise_levels, recovery, train_step
 from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.networks import mlp, resnet, spectral_norm
+from tests import testing
 
 SETTINGS = train_step.StepSettings(seed=3, num_langevin_steps=2, ema_decay=0.9, random_flip=False)
 RATE = 0.1
@@ -126,6 +127,7 @@ class TrainStepTest(absltest.TestCase):
     mean = jax.tree.map(lambda a, b: (a + b) / 2, halves[0][0].params, halves[1][0].params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), mean, self.after.params)
 
+  @testing.long
   def test_score_matching_is_done_on_the_same_data_without_a_chain(self):
     settings = train_step.StepSettings(3, 2, 0.9, False, objective='dsm')
     after, metrics = self.step(self.state, self.batch, jnp.arange(12), settings)

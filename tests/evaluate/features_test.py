@@ -9,6 +9,7 @@ from diffusion_ebm import data
 from diffusion_ebm.data.source import ArraySource
 from diffusion_ebm.evaluate import classifier, features
 from diffusion_ebm.run.errors import UserError
+from tests import testing
 
 
 class FeaturesTest(parameterized.TestCase):
@@ -34,6 +35,7 @@ class FeaturesTest(parameterized.TestCase):
       features.check_examples(images, (2, 2, 1))
     self.assertNotIn('\n', str(caught.exception))
 
+  @testing.long
   def test_the_classifier_learns_the_digits_and_is_kept(self):
     config = digits.get_config()
     sources = {split: data.load_source(config.data, split) for split in ('train', 'test')}

@@ -30,6 +30,7 @@ class ResultsTest(absltest.TestCase):
     results.append(self.path, {'step': 2, 'fid': 0.1})
     self.assertEqual(results.read(self.path), [{'step': 1}, {'step': 2, 'fid': 0.1}])
 
+  @testing.long
   def test_two_processes_lose_nothing(self):
     context = multiprocessing.get_context('spawn')
     processes = [context.Process(target=append_many, args=(self.path, who)) for who in (0, 1)]

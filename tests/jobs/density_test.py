@@ -137,6 +137,7 @@ class ImagesTest(absltest.TestCase):
 
 
 class RefusedTest(absltest.TestCase):
+  @testing.long
   def test_chains_that_stand_still(self):
     config = testing.toy2d_config()
     config.density.update({'num_chains': 3, 'pilot_chains': 3, 'rung_ess': 0.1, 'num_leapfrog': 1})

@@ -148,6 +148,7 @@ class DevicesTest(CodesTest):
     self.assertLen(os.listdir(os.path.join(two_then_one, 'samples')), 1)
 
 
+@testing.long
 class JobsTest(absltest.TestCase):
   """What is done with a trained model, in this process and in one with two devices."""
 
@@ -181,6 +182,7 @@ class JobsTest(absltest.TestCase):
       np.testing.assert_allclose(list(theirs[name].values()), list(of_level.values()), rtol=1e-3, atol=0.1)
 
 
+@testing.long
 class RefusedTest(CodesTest):
   def test_what_one_process_refuses_ends_all(self):
     folder = self.enterContext(tempfile.TemporaryDirectory())

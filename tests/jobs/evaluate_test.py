@@ -231,6 +231,7 @@ class EvaluationTest(absltest.TestCase):
     self.assertFalse(os.path.exists(os.path.join(workdir, 'eval', 'neighbours_4.png')))
 
 
+@testing.long
 class ProcessesTest(absltest.TestCase):
   """Several jobs on one workdir, and jobs that die."""
 

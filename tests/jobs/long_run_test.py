@@ -46,6 +46,7 @@ class LongRunTest(absltest.TestCase):
       os.path.exists(os.path.join(self.workdir, 'long_run', 'mala_marginal_level0_seed0_step3', 'strip.png'))
     )
 
+  @testing.long
   def test_going_on_equals_not_stopping(self):
     for seed, lengths in ((1, (60,)), (2, (20, 60))):
       for num_steps in lengths:

@@ -152,6 +152,7 @@ class ResNetTest(parameterized.TestCase):
     half, _ = self.values(images(), dtype=jnp.bfloat16)
     np.testing.assert_allclose(half, plain, rtol=0.1, atol=0.1 * np.max(np.abs(plain)))
 
+  @testing.long
   def test_remat_changes_nothing_but_the_memory(self):
     y, t = images(), jnp.array([0, 4])
     gradients = []
@@ -161,6 +162,7 @@ class ResNetTest(parameterized.TestCase):
       gradients.append(jax.grad(lambda p, n=network: jnp.sum(n.apply({'params': p}, y, t)))(params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *gradients)
 
+  @testing.long
   @parameterized.parameters('none', 'group')
   def test_an_images_energy_does_not_depend_on_its_batch(self, norm):
     network = make_resnet(norm=norm, attention_resolutions=(4,))
