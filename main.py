@@ -12,7 +12,7 @@ from absl import flags
 
 from configs import default
 from diffusion_ebm import command_line
-from diffusion_ebm.run import compilation, errors
+from diffusion_ebm.run import compilation, errors, paths
 from diffusion_ebm.run.errors import UserError
 
 # Mode to the module of `diffusion_ebm.jobs` whose `run(config, workdir, seed, step)` does it.
@@ -84,15 +84,17 @@ def main():
   logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax explains itself there, at length
   with errors.shown():
     config = command_line.parse(sys.argv, _DEFAULT_CONFIG, default.get_config())
-    if not _WORKDIR.value:
+    workdir = paths.workdir(_WORKDIR.value or '')
+    if not workdir:
       raise UserError('--workdir is missing: name the folder for checkpoints, samples and logs')
     if _MODE.value == 'eval' and flags.FLAGS['seed'].present:
       raise UserError('--seed is not for --mode=eval: set --config.eval.seed')
     command_line.apply_short_names(config, _SHORT_NAMES, _MODE.value)
     compilation.use_cache()
     _connect()
+    compilation.check_jax()
     job = importlib.import_module(f'diffusion_ebm.jobs.{_JOBS[_MODE.value]}')
-    job.run(config, _WORKDIR.value, _SEED.value, _STEP.value)
+    job.run(config, workdir, _SEED.value, _STEP.value)
 
 
 if __name__ == '__main__':

@@ -25,6 +25,7 @@ from diffusion_ebm import (
 from diffusion_ebm import model as model_lib
 from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.networks import spectral_norm
+from diffusion_ebm.run import paths
 from diffusion_ebm.run.errors import UserError
 from diffusion_ebm.sampling import Settings
 
@@ -303,6 +304,7 @@ def load(workdir: str, step: int | None = None, config=None) -> DiffusionEBM:
   Raises:
     UserError: there is no such checkpoint, or the configuration is wrong or that of another run.
   """
+  workdir = paths.workdir(workdir)
   if config is None:
     config = config_lib.load(workdir)
     if config is None:

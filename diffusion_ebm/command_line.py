@@ -8,6 +8,7 @@ from ml_collections import config_flags
 
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import older_versions
+from diffusion_ebm.run import paths
 from diffusion_ebm.run.errors import UserError
 
 
@@ -29,7 +30,7 @@ def parse(argv: list[str], default_file: str, defaults):
   """
   app.define_help_flags()
   try:
-    config = _define_config(argv[1:], default_file, defaults)
+    config = _define_config(flags.FLAGS.read_flags_from_files(argv[1:]), default_file, defaults)
     rest = flags.FLAGS(argv)
     config = config.value
     getattr(config, 'data', None)  # a configuration that could not be loaded says so when it is first used
@@ -68,7 +69,7 @@ def _workdir(argv):
     for arg, after in itertools.zip_longest(argv, argv[1:], fillvalue='')
     if arg.lstrip('-').partition('=')[0] == 'workdir'
   ]
-  return named[-1] if named else ''
+  return paths.workdir(named[-1]) if named else ''
 
 
 def define_short_names(names: dict[str, dict[str, str]], define: dict[str, type] | None = None):

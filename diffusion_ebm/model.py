@@ -8,9 +8,9 @@ import numpy as np
 import optax
 
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import networks, noise_levels, optimizer, train_step
+from diffusion_ebm import networks, noise_levels, optimizer, random_keys, train_step
 from diffusion_ebm.ebm import Ebm
-from diffusion_ebm.run import parallel
+from diffusion_ebm.run import compilation, parallel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,12 @@ class Model:
 
 
 def build(config) -> Model:
-  """Builds the parts that a resolved, checked configuration describes."""
+  """Builds the parts that a resolved, checked configuration describes.
+
+  Raises:
+    UserError: JAX has no device, or computes in double precision.
+  """
+  compilation.check_jax()
   size = config.data.image_size
   shape = (2,) if config_lib.is_vector(config) else (size, size, config.data.num_channels)
   levels = noise_levels.make_levels(
@@ -52,5 +57,5 @@ def build(config) -> Model:
   network = networks.make_network(config.model, levels)
   tx, schedule = optimizer.make_optimizer(config.train)
   init = jax.jit(lambda key: train_step.init_state(key, network, tx, np.zeros(shape), config.model.spectral_norm))
-  state = parallel.replicate(init(jax.random.key(config.seed)))
+  state = parallel.replicate(init(random_keys.seed_key(config.seed)))
   return Model(shape=shape, levels=levels, network=network, tx=tx, schedule=schedule, state=state)

@@ -10,9 +10,14 @@ import jax.numpy as jnp
 SAMPLES, SHOWN_DATA = 0x5A3D, 0xDA7A
 
 
+def seed_key(seed: int):
+  """The key of a seed. It carries its implementation: with others, examples depend on their batch."""
+  return jax.random.key(seed, impl='threefry2x32')
+
+
 def stream_key(seed: int, stream: int = SAMPLES):
   """The key of all examples of a seed; the samples of `--mode=sample` are those of `DiffusionEBM.sample` with it."""
-  return jax.random.fold_in(jax.random.key(seed), stream)
+  return jax.random.fold_in(seed_key(seed), stream)
 
 
 def example_keys(key, index):

@@ -125,7 +125,7 @@ def train_step(
 
   Source: Gao et al. 2021, algorithm 1.
   """
-  step_key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+  step_key = jax.random.fold_in(random_keys.seed_key(settings.seed), state.step)
   spectral = spectral_norm.iterate(state.params, state.spectral)
   ebm = make_ebm(spectral_norm.normalise(state.params, spectral))  # once, for all steps of all chains
 

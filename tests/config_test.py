@@ -13,8 +13,10 @@ import tensorflow_datasets as tfds
 
 from configs import default, digits
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import data, train_step
+from diffusion_ebm import data, networks, noise_levels, optimizer, sampling, train_step
 from diffusion_ebm import model as model_lib
+from diffusion_ebm.ebm import Ebm
+from diffusion_ebm.jobs import train as train_job
 from diffusion_ebm.run.errors import UserError
 from tests import testing
 
@@ -107,6 +109,47 @@ class ConfigsTest(parameterized.TestCase):
   @parameterized.parameters(*(name for name in NAMES if name not in ('digits', 'toy2d_t1k')))
   def test_each_network_takes_one_step_on_its_data(self, name):
     self.take_one_step(name)
+
+  @testing.long
+  @parameterized.product(name=NAMES, dtype=('float32', 'bfloat16'))
+  def test_its_step_and_its_sampler_are_traced_at_their_published_size(self, name, dtype):
+    config = config_lib.resolve(get(name))
+    config.model.dtype = dtype
+    size, sampling_section, train = config.data.image_size, config.sampling, config.train
+    shape = (2,) if config_lib.is_vector(config) else (size, size, config.data.num_channels)
+    levels = noise_levels.make_levels(
+      config.diffusion.num_levels,
+      sampling_section.step_size,
+      sampling_section.step_size_rule,
+      config.diffusion.temperature,
+      train.level_weight,
+    )
+    network, (tx, _) = networks.make_network(config.model, levels), optimizer.make_optimizer(train)
+
+    def make_ebm(weights):
+      return Ebm(weights, network, levels)
+
+    state = jax.eval_shape(
+      lambda key: train_step.init_state(key, network, tx, np.zeros(shape), config.model.spectral_norm),
+      jax.random.key(0),
+    )
+    settings = train_job.step_settings(config)
+    batch = jax.ShapeDtypeStruct((train.batch_size, *shape), jnp.float32 if len(shape) == 1 else jnp.uint8)
+    after, _ = jax.eval_shape(
+      lambda state, batch: train_step.train_step(
+        state, batch, jnp.arange(len(batch)), make_ebm=make_ebm, tx=tx, settings=settings
+      ),
+      state,
+      batch,
+    )
+    self.assertEqual(*(jax.tree.map(lambda a: (a.shape, a.dtype), each) for each in (state, after)))
+    x, _ = jax.eval_shape(
+      lambda params: sampling.sample(
+        make_ebm(params), jax.random.split(jax.random.key(0), 4), shape, sampling.Settings(sampling_section.num_steps)
+      ),
+      state.params,
+    )
+    self.assertEqual((x.shape, x.dtype), ((4, *shape), jnp.float32))
 
   def take_one_step(self, name):
     config = config_lib.resolve(get(name))

@@ -1,11 +1,15 @@
 """The dual score against closed forms: diffused Gaussians and mixtures of them stay such."""
 
+from unittest import mock
+
 from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import dual_score_matching, noise_levels, recovery
+from diffusion_ebm import dual_score_matching, marginal_density, noise_levels, recovery
+from diffusion_ebm.ebm import Ebm
+from diffusion_ebm.networks import resnet
 from tests import testing
 
 MEANS, STD = np.array([-3.0, 3.0]), 0.3
@@ -159,6 +163,57 @@ class DualScoreTest(parameterized.TestCase):
     np.testing.assert_allclose(
       dual_score_matching.time_score_loss(testing.function_ebm(levels, f), x, t, eps), 0, atol=1e-6
     )
+
+
+@testing.long
+class ImagesTest(absltest.TestCase):
+  """The time score of a convolutional network, whose convolution has a backward pass of its own."""
+
+  def setUp(self):
+    super().setUp()
+    self.levels = noise_levels.make_levels(6, 0.06, 'conditional', 'one')
+    settings = resnet.ResNetSettings(ch=64, ch_mult=(1,), num_res_blocks=1, act='swish', final_act='swish')
+    self.network = resnet.ResNet(settings)
+    keys = jax.random.split(jax.random.key(0), 4)
+    self.x, self.eps = (jax.random.normal(key, (3, 8, 8, 1)) for key in keys[:2])
+    self.t = jnp.array([0.3, 2.6, 4.1])
+    params = self.network.init(keys[2], self.x, jnp.zeros(3, int))['params']
+    leaves, tree = jax.tree.flatten(params)
+    noise = [
+      0.05 * jax.random.normal(key, a.shape)
+      for key, a in zip(jax.random.split(keys[3], len(leaves)), leaves, strict=True)
+    ]
+    self.params = jax.tree.unflatten(tree, [a + b for a, b in zip(leaves, noise, strict=True)])
+
+  def ebm(self, params):
+    return Ebm(params, self.network, self.levels)
+
+  def loss(self, params):
+    return jnp.sum(dual_score_matching.time_score_loss(self.ebm(params), self.x, self.t, self.eps))
+
+  def test_it_is_the_slope_of_the_log_density_in_lam(self):
+    ebm, h = self.ebm(self.params), 0.02
+
+    def log_density(t):
+      return np.asarray(marginal_density.log_density(ebm, self.x, t), np.float64)
+
+    lam = np.log(self.levels.a_cum / self.levels.sigma_cum)[:-1]
+    slope = np.diff(lam)[np.asarray(self.t).astype(int)]
+    expected = (log_density(self.t + h) - log_density(self.t - h)) / (2 * h) / slope
+    np.testing.assert_allclose(dual_score_matching.time_score(ebm, self.x, self.t), expected, rtol=2e-2)
+
+  def test_the_gradient_of_its_loss_is_that_with_plain_convolutions(self):
+    def plain(x, kernel, stride=1, tiles=None):
+      del tiles
+      return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+      )
+
+    ours = jax.jit(jax.value_and_grad(self.loss))(self.params)
+    with mock.patch('diffusion_ebm.networks.layers.conv2d', plain):
+      theirs = jax.jit(jax.value_and_grad(lambda params: self.loss(params)))(self.params)
+    for found, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+      np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * float(jnp.max(jnp.abs(expected))))
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_ebm import langevin
+from tests import testing
 
 PRECISION = np.array([1.0, 4.0, 25.0], np.float32)
 MEAN = np.array([0.5, -1.0, 2.0], np.float32)
@@ -54,6 +55,7 @@ class KernelTest(parameterized.TestCase):
     np.testing.assert_allclose(np.var(state.y, 0), expected, rtol=5 * np.sqrt(2 / n))
     np.testing.assert_array_equal(info.acceptance, 1)
 
+  @testing.long
   @parameterized.parameters(0.2, 0.5)
   def test_mala_accepts_as_blackjax_does(self, s):
     # The same proposals: blackjax's epsilon, with the drift epsilon and the noise sqrt(2 epsilon), is s^2 / 2.

@@ -114,6 +114,7 @@ class TablesTest(absltest.TestCase):
 
 
 class RunTest(absltest.TestCase):
+  @testing.long
   def test_a_run_of_an_older_version_gets_the_defaults_of_what_it_does_not_know(self):
     workdir = self.enterContext(tempfile.TemporaryDirectory())
     config = config_lib.resolve(testing.digits_config())

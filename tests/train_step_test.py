@@ -147,6 +147,7 @@ class TrainStepTest(absltest.TestCase):
     np.testing.assert_allclose(metrics['grad_norm'], optax.tree.norm(grads), rtol=1e-3)
     self.assertGreater(float(metrics['grad_norm']), 0)
 
+  @testing.long
   def test_one_gradient_a_level_and_the_dual_score(self):
     levels = noise_levels.make_levels(1000, 0.2, 'conditional', 'one', 'balanced')
     settings = train_step.StepSettings(3, 0, 0.9, False, time_score=0.7, score_matching=0.3)
@@ -180,6 +181,7 @@ class TrainStepTest(absltest.TestCase):
     moved = jax.tree.map(lambda a, b: (b - a) / RATE, after.params, self.state.params)
     jax.tree.map(lambda m, g: np.testing.assert_allclose(m, g, rtol=1e-2, atol=1e-4), moved, grads)
 
+  @testing.long
   def test_flip_and_dropout_are_used_in_training(self):
     state_of = lambda network: train_step.init_state(  # noqa: E731
       jax.random.key(0), network, self.tx, np.zeros((4, 4, 1)), False

@@ -7,6 +7,7 @@ import numpy as np
 from diffusion_ebm.data import decode, load
 from diffusion_ebm.data.image_files import SUFFIXES
 from diffusion_ebm.data.source import ArraySource
+from diffusion_ebm.run import paths
 from diffusion_ebm.run.errors import UnknownDataSetError, UserError
 
 
@@ -25,7 +26,7 @@ def load_elsewhere(data, where: str, flag: str, others: tuple[str, ...] = ()):
   Raises:
     UserError: there is no such thing, or its images do not fit.
   """
-  path = os.path.expanduser(where)
+  path = paths.local(where, f'--{flag}')
   if where.lower().endswith(SUFFIXES):
     return _file(data, path, flag)
   what = ', '.join((*others, 'a folder, a .zip, an image, or a data set such as mnist or cifar10'))

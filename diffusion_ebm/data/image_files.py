@@ -7,6 +7,7 @@ from typing import NamedTuple
 import zipfile
 
 from diffusion_ebm.data.decode import MAX_BYTES
+from diffusion_ebm.run import paths
 from diffusion_ebm.run.errors import UserError
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
@@ -43,7 +44,7 @@ def list_images(path):
   """
   if not path:
     raise UserError('no images to read: name a folder or a zip archive with --config.data.path=PATH')
-  path = os.path.expanduser(path)
+  path = paths.local(path, '--config.data.path')
   if not os.path.exists(path):
     raise UserError(f'{path} does not exist: set --config.data.path to a folder or a zip archive')
   files = _folder(path) if os.path.isdir(path) else _archive(path)

@@ -1,13 +1,12 @@
 """Image data sets of TensorFlow Datasets (TFDS)."""
 
-import os
-
 import numpy as np
 
 from diffusion_ebm.data import encoded
 from diffusion_ebm.data.decode import check_channels, fit, to_mode
 from diffusion_ebm.data.source import ArraySource
 from diffusion_ebm.data.tfds_prepare import prepare
+from diffusion_ebm.run import paths
 from diffusion_ebm.run.errors import UnknownDataSetError, UserError
 
 _KNOWN = (
@@ -78,12 +77,19 @@ def _builder(data):
 
   name = _TFDS_NAMES.get(data.name, data.name)
   try:
-    return tfds.builder(name, data_dir=os.path.expanduser(data.path) or None)
+    return tfds.builder(name, data_dir=_data_dir(data.path))
   except (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError) as error:
     raise UnknownDataSetError(
       f'no data set is called {data.name!r}: set --config.data.name to digits, toy2d, images, '
       f'{", ".join(_KNOWN)}, or another image data set of TFDS'
     ) from error
+
+
+def _data_dir(path):
+  """TFDS reads from other storage than the local file system, too."""
+  if '://' in path and not path.startswith('file://'):
+    return path
+  return paths.local(path, '--config.data.path') or None
 
 
 def _image_feature(builder, name):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from diffusion_ebm.evaluate import scores
-from diffusion_ebm.run import files
+from diffusion_ebm.run import files, paths
 from diffusion_ebm.run.errors import UserError
 from diffusion_ebm.run.progress import Progress
 
@@ -113,7 +113,7 @@ def load_given(path: str, dim: int) -> tuple[np.ndarray, np.ndarray]:
   """
   name = f'--config.eval.statistics={path}'
   try:
-    file = files.read_npz(path)
+    file = files.read_npz(paths.local(path, '--config.eval.statistics'))
     mean, covariance = (np.asarray(file[key], np.float64) for key in ('mu', 'sigma'))
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(f'{name} cannot be read ({error}): give a .npz with the arrays mu and sigma') from error

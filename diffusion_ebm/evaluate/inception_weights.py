@@ -13,7 +13,7 @@ import zipfile
 from flax import traverse_util
 import numpy as np
 
-from diffusion_ebm.run import files
+from diffusion_ebm.run import files, paths
 from diffusion_ebm.run.errors import UserError
 from diffusion_ebm.run.progress import Progress
 
@@ -50,6 +50,7 @@ def find(path: str) -> str:
   Raises:
     UserError: there is no such file, or it cannot be downloaded, or what came is not what was published.
   """
+  path = paths.local(path, '--config.eval.inception_weights')
   if path:
     if not os.path.isfile(path):
       raise UserError(f'--config.eval.inception_weights={path} does not exist: it should be a copy of {URL}')

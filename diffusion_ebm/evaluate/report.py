@@ -8,6 +8,8 @@ import os
 
 import numpy as np
 
+from diffusion_ebm.run.pictures import load_matplotlib
+
 # (key of a record, title, whether lower is better)
 _CURVES = (
   ('fid', 'Frechet distance (lower is better)'),
@@ -124,7 +126,7 @@ def _table(records):
 
 def _curves(records):
   """All curves in one drawing: the parts of several would share their names."""
-  import matplotlib
+  matplotlib = load_matplotlib()
   from matplotlib.backends.backend_svg import FigureCanvasSVG
   from matplotlib.figure import Figure
 

@@ -14,6 +14,8 @@ _KERNEL_BLOCK = 1000
 _MIN_BLOCKS = MIN_SAMPLES // 2
 # Neighbours are searched among this many of each: a search among 50,000 takes minutes.
 MAX_NEIGHBOURS = 10_000
+# Squared distances are exact to so much of the largest squared norm; pairs computed again at once.
+_ROUNDING, _PAIRS = 1e-11, 4096
 # Of precision and recall, and of density and coverage: as published.
 _K_PRECISION, _K_DENSITY = 3, 5
 
@@ -174,26 +176,21 @@ def neighbour_scores(features, data_features) -> dict[str, float]:
   Source: Kynkaanniemi et al. 2019 (arXiv 1904.06991); Naeem et al. 2020 (arXiv 2002.09797).
   """
   samples, data = (np.asarray(rows[:MAX_NEIGHBOURS], np.float64) for rows in (features, data_features))
-  centre = data.mean(0)  # distances from products lose digits far from the origin
-  samples, data = samples - centre, data - centre
   of_samples, of_data = _radii(samples), _radii(data)
   in_data = np.zeros(len(samples), bool)
-  in_samples = np.zeros(len(data), bool)
+  in_samples, covered = np.zeros((2, len(data)), bool)
   balls = np.zeros(len(samples))
-  nearest = np.full(len(data), np.inf)
-  first = 0
-  for distance in pairwise.pairwise_distances_chunked(samples, data, working_memory=128):
-    rows = slice(first, first + len(distance))
-    in_data[rows] = np.any(distance <= of_data[:, _K_PRECISION - 1], axis=1)
-    in_samples |= np.any(distance <= of_samples[rows, _K_PRECISION - 1, None], axis=0)
-    balls[rows] = np.sum(distance <= of_data[:, _K_DENSITY - 1], axis=1)
-    np.minimum(nearest, distance.min(0), out=nearest)
-    first += len(distance)
+  for rows, inside in _distances(samples, data):
+    in_data[rows] = np.any(inside(of_data[:, _K_PRECISION - 1]), axis=1)
+    in_samples |= np.any(inside(of_samples[rows, _K_PRECISION - 1, None]), axis=0)
+    dense = inside(of_data[:, _K_DENSITY - 1])
+    balls[rows] = np.sum(dense, axis=1)
+    covered |= np.any(dense, axis=0)
   return {
     'precision': float(in_data.mean()),
     'recall': float(in_samples.mean()),
     'density': float(balls.mean() / _K_DENSITY),
-    'coverage': float(np.mean(nearest <= of_data[:, _K_DENSITY - 1])),
+    'coverage': float(covered.mean()),
   }
 
 
@@ -208,16 +205,39 @@ def precision(features, data_features, k: int) -> float:
   Source: Kynkaanniemi et al. 2019 (arXiv 1904.06991), equation 2.
   """
   samples, data = np.asarray(features, np.float64), np.asarray(data_features, np.float64)
-  centre = data.mean(0)
-  radii = _radii(data - centre)[:, k - 1]
-  inside = [
-    np.any(distance <= radii, axis=1)
-    for distance in pairwise.pairwise_distances_chunked(samples - centre, data - centre, working_memory=128)
-  ]
-  return float(np.mean(np.concatenate(inside)))
+  radii = _radii(data)[:, k - 1]
+  return float(np.mean(np.concatenate([np.any(inside(radii), axis=1) for _, inside in _distances(samples, data)])))
+
+
+def _distances(samples, data):
+  """Yields, a part of the samples after another, `(rows, inside)`.
+
+  `inside(radii)` says which distances, (part, M), are at most `radii`, which broadcast against them. Distances come
+  from products of matrices, whose rounding would decide where one equals a radius, as with duplicates or whole
+  numbers: those near it are computed again as they are defined.
+  """
+  centre = data.mean(0)  # distances from products lose digits far from the origin
+  near = _ROUNDING * max(np.sum((rows - centre) ** 2, axis=1).max() for rows in (samples, data))
+  first = 0
+  for distance in pairwise.pairwise_distances_chunked(samples - centre, data - centre, working_memory=128):
+    rows = slice(first, first + len(distance))
+    first += len(distance)
+
+    def inside(radii, distance=distance, part=samples[rows]):
+      found = distance <= radii
+      i, j = np.nonzero(np.abs(distance**2 - radii**2) <= near)
+      radii = np.broadcast_to(radii, distance.shape)
+      for start in range(0, len(i), _PAIRS):
+        pairs = i[start : start + _PAIRS], j[start : start + _PAIRS]
+        found[pairs] = np.linalg.norm(part[pairs[0]] - data[pairs[1]], axis=1) <= radii[pairs]
+      return found
+
+    yield rows, inside
 
 
 def _radii(rows):
-  """Distances to the nearest five others, (N, 5)."""
-  search = neighbors.NearestNeighbors(n_neighbors=_K_DENSITY, algorithm='brute').fit(rows)
-  return search.kneighbors()[0]
+  """Distances to the nearest five others, (N, 5), as they are defined."""
+  search = neighbors.NearestNeighbors(n_neighbors=_K_DENSITY, algorithm='brute').fit(rows - rows.mean(0))
+  near = search.kneighbors(return_distance=False)
+  distances = [np.linalg.norm(rows[each] - row, axis=1) for row, each in zip(rows, near, strict=True)]
+  return np.sort(distances, axis=1)

@@ -10,7 +10,7 @@ from diffusion_ebm import data, generate, inpainting, preprocessing, random_keys
 from diffusion_ebm.data import external_images
 from diffusion_ebm.data.source import ArraySource
 from diffusion_ebm.evaluate import features
-from diffusion_ebm.run import files, parallel, pictures
+from diffusion_ebm.run import files, parallel, paths, pictures
 from diffusion_ebm.run import workdir as workdir_lib
 from diffusion_ebm.run.errors import UserError
 from diffusion_ebm.run.progress import Progress
@@ -103,12 +103,13 @@ def _load_mask(mask, size, seed):
   mask = 'centre' if mask == 'center' else mask
   if mask in inpainting.MASKS:
     return mask, inpainting.make_mask(mask, size, seed)
-  if not os.path.exists(os.path.expanduser(mask)):
+  path = paths.local(mask, '--mask')
+  if not os.path.exists(path):
     raise UserError(f'--mask={mask} is neither a file nor one of {", ".join(inpainting.MASKS)}')
   from PIL import Image
 
   try:
-    with Image.open(os.path.expanduser(mask)) as image:
+    with Image.open(path) as image:
       pixels = np.asarray(image.convert('L'))
   except Exception as error:
     raise UserError(f'--mask={mask} is no image ({error}): name a picture, white where hidden') from error

@@ -175,9 +175,9 @@ def _with_normal_factor(config, state, source):
   )
 
 
-def compile_step(config, model: model_lib.Model, state, batch):
-  """Compiles the training step for all devices: `(state, batch) -> (state, metrics)`; the state is donated."""
-  settings = train_step.StepSettings(
+def step_settings(config) -> train_step.StepSettings:
+  """The constants of the training step that a configuration describes."""
+  return train_step.StepSettings(
     seed=config.seed,
     num_langevin_steps=config.sampling.num_steps,
     ema_decay=config.train.ema_decay,
@@ -189,6 +189,11 @@ def compile_step(config, model: model_lib.Model, state, batch):
     micro_batches=config.train.micro_batches,
     max_bad_steps=config.train.max_bad_steps,
   )
+
+
+def compile_step(config, model: model_lib.Model, state, batch):
+  """Compiles the training step for all devices: `(state, batch) -> (state, metrics)`; the state is donated."""
+  settings = step_settings(config)
 
   def on_device(state, batch):
     return train_step.train_step(

@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 FORMAT = 2
 _SUMS = 'SHA256SUMS'
+_FOREIGN = re.compile(r'\.DS_Store|\._.*|Thumbs\.db|desktop\.ini')
 _ATTEMPTS, _PAUSE = 20, 0.1
 _MAX_JSON_BYTES = 64 * 2**20  # a file that is read whole must not fill the memory
 
@@ -205,12 +206,16 @@ def _sha256(path):
 
 
 def _files(folder):
-  """Every file of the state and of what is beside it; Orbax still writes into the folder itself."""
+  """Every file of the state and of what is beside it; Orbax still writes into the folder itself.
+
+  Those that file managers leave behind do not count.
+  """
   return sorted(
     os.path.relpath(os.path.join(path, name), folder)
     for item in ('data', 'state')
     for path, _, names in os.walk(os.path.join(folder, item))
     for name in names
+    if not _FOREIGN.fullmatch(name)
   )
 
 

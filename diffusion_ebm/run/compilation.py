@@ -10,6 +10,8 @@ import platform
 
 import jax
 
+from diffusion_ebm.run.errors import UserError
+
 _log = logging.getLogger(__name__)
 
 _OPTIONS = {
@@ -44,6 +46,23 @@ def use_cache():
   if jax.config.jax_compilation_cache_dir is None:
     home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
     jax.config.update('jax_compilation_cache_dir', os.path.join(home, 'diffusion_ebm', f'jax-{_processor()}'))
+
+
+def check_jax():
+  """Raises a `UserError` where JAX has no device, or was asked to compute in double precision.
+
+  With several processes, they have to be connected before.
+  """
+  if jax.config.jax_enable_x64:
+    raise UserError('JAX_ENABLE_X64 is set, but parameters and checkpoints are float32: unset it')
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:  # the latter where not even the plugin is installed
+    cause = ' '.join(str(error).split())[:300] or 'nothing is installed for it'
+    raise UserError(
+      f'JAX finds no device of JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")} ({cause}): unset it, or install '
+      f"JAX's build for that device"
+    ) from error
 
 
 def _processor() -> str:

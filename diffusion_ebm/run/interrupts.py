@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that a loop honours between two steps."""
+"""Ctrl-C, SIGTERM and the end of a terminal (SIGHUP) as a request that a loop honours between two steps."""
 
 import contextlib
 import signal
@@ -26,7 +26,10 @@ def requested():
   if threading.current_thread() is not threading.main_thread():
     yield request
     return
-  previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+  numbers = [signal.SIGINT, signal.SIGTERM]
+  if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+    numbers.append(signal.SIGHUP)
+  previous = {number: signal.signal(number, handle) for number in numbers}
   try:
     yield request
   finally:
@@ -36,4 +39,6 @@ def requested():
 
 def stopped(number: int, message: str) -> UserError:
   """The exception to raise after a stop that a signal has asked for: its exit code tells which."""
-  return PreemptedRun(message) if number == signal.SIGTERM else InterruptedRun(message)
+  error = InterruptedRun(message) if number == signal.SIGINT else PreemptedRun(message)
+  error.exit_code = 128 + number  # as shells give
+  return error

@@ -1,6 +1,9 @@
 """Pictures of examples and numbers, as uint8 arrays (H, W, 3)."""
 
+import contextlib
 import math
+import os
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +52,22 @@ def image_levels(generated: np.ndarray, data: np.ndarray, levels: tuple[int, ...
   return np.asarray(canvas)
 
 
+def load_matplotlib():
+  """Imports Matplotlib whatever backend the environment asks for, also one that is not there: pictures need none."""
+  if 'matplotlib' in sys.modules:
+    return sys.modules['matplotlib']
+  asked = os.environ.pop('MPLBACKEND', None)
+  import matplotlib
+
+  if asked is not None:
+    os.environ['MPLBACKEND'] = asked
+    with contextlib.suppress(ValueError):
+      matplotlib.rcParams['backend'] = asked
+  return matplotlib
+
+
 def _figure(rows: int, columns: int):
+  load_matplotlib()
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 

@@ -183,5 +183,43 @@ class ScoreTest(absltest.TestCase):
     self.assertIsNone(scores.score(fake, None, real.mean(0), np.cov(real.T), real)['inception_score'])
 
 
+class TiesTest(parameterized.TestCase):
+  """Distances that equal a radius: of duplicates, and of whole numbers, for which all can be counted exactly."""
+
+  @parameterized.parameters(1.0, 1e3, 1e-3)
+  def test_samples_that_are_the_data_lie_in_their_balls(self, scale):
+    rows = scale * np.repeat(np.random.default_rng(0).normal(loc=3.0, size=(40, 64)), 6, axis=0).astype(np.float32)
+    found = scores.neighbour_scores(rows, rows)
+    self.assertEqual((found['precision'], found['recall'], found['coverage']), (1.0, 1.0, 1.0))
+    self.assertEqual(found['density'], 6 / 5)  # each lies in the balls of the six that are the same
+    self.assertEqual(scores.precision(rows, rows, 5), 1.0)
+
+  def test_whole_numbers_are_counted_exactly(self):
+    rng = np.random.default_rng(1)
+    samples, data = rng.integers(0, 3, (150, 4)), rng.integers(0, 3, (130, 4))
+
+    def squares(a, b):
+      return np.sum((a[:, None] - b[None]) ** 2, axis=2)
+
+    def radii(rows):
+      others = squares(rows, rows) + 1000 * np.eye(len(rows), dtype=int)
+      return np.sort(others, axis=1)[:, :5]
+
+    distance, of_samples, of_data = squares(samples, data), radii(samples), radii(data)
+    expected = {
+      'precision': np.mean(np.any(distance <= of_data[:, 2], axis=1)),
+      'recall': np.mean(np.any(distance <= of_samples[:, 2, None], axis=0)),
+      'density': np.mean(np.sum(distance <= of_data[:, 4], axis=1)) / 5,
+      'coverage': np.mean(np.any(distance <= of_data[:, 4], axis=0)),
+    }
+    for shift in (0, 1000):
+      found = scores.neighbour_scores(samples + shift, data + shift)
+      for name, value in expected.items():
+        self.assertAlmostEqual(found[name], value, 12, name)
+      self.assertAlmostEqual(
+        scores.precision(samples + shift, data + shift, 5), np.mean(np.any(distance <= of_data[:, 4], axis=1)), 12
+      )
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -147,6 +147,7 @@ class ResNetTest(parameterized.TestCase):
     _, params = self.values(images(), dtype=jnp.bfloat16)
     self.assertEqual({p.dtype for p in jax.tree.leaves(params)}, {jnp.dtype('float32')})
 
+  @testing.long
   def test_bfloat16_is_close_to_float32(self):
     plain, _ = self.values(images())
     half, _ = self.values(images(), dtype=jnp.bfloat16)
@@ -254,6 +255,7 @@ class AtLevelTest(absltest.TestCase):
     frequencies = np.array([1, 1e-2, 1e-4])
     np.testing.assert_allclose(embedding[1, :3], np.sin(3 * frequencies), rtol=1e-4)
 
+  @testing.long
   def test_levels_can_be_embedded_by_their_noise(self):
     config = default.get_config()
     config.data.image_size = 8

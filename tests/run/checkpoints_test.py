@@ -52,6 +52,14 @@ class CheckpointsTest(absltest.TestCase):
       np.testing.assert_array_equal(restored, saved)
     self.assertEqual(batches, 10 * at)
 
+  def test_files_that_file_managers_leave_behind_are_no_damage(self):
+    self.save([1], 3, 0)
+    for folder in ('', 'state', 'state/d', 'data'):
+      for name in ('.DS_Store', '._manifest.ocdbt', 'Thumbs.db', 'desktop.ini'):
+        with open(os.path.join(checkpoints.directory(self.workdir), '1', folder, name), 'wb') as file:
+          file.write(b'\0\5')
+    self.assert_restored(None, 1)
+
   def test_only_the_newest_are_kept(self):
     self.assertEqual(self.save(range(1, 7), 2, 0), [5, 6])
 

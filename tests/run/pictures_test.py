@@ -1,9 +1,13 @@
+import os
+import subprocess
+import sys
 import warnings
 
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 import numpy as np
 
 from diffusion_ebm.run import pictures
+from tests import testing
 
 
 class PicturesTest(absltest.TestCase):
@@ -40,6 +44,22 @@ class PicturesTest(absltest.TestCase):
       warnings.simplefilter('error')
       picture = pictures.histograms({'test': near, 'noise': near - 1e4}, 'log density')
     self.assertEqual(picture.ndim, 3)
+
+
+class BackendTest(parameterized.TestCase):
+  @parameterized.parameters('nonsense', 'module://nowhere', 'tkagg')
+  def test_pictures_need_no_backend(self, name):
+    code = (
+      'from diffusion_ebm.run import pictures; import numpy as np; print(pictures.point_cloud(np.zeros((2, 2))).shape)'
+    )
+    result = subprocess.run(
+      [sys.executable, '-c', code],
+      cwd=testing.ROOT,
+      capture_output=True,
+      text=True,
+      env=os.environ | {'MPLBACKEND': name},
+    )
+    self.assertEqual(result.stdout, '(400, 400, 3)\n', result.stderr)
 
 
 if __name__ == '__main__':
