@@ -53,12 +53,13 @@ def parse(argv: list[str], default_file: str, defaults):
 
 def _define_config(argv, default_file, defaults):
   given = {arg.lstrip('-').partition('=')[0] for arg in argv if arg.startswith('-')}
-  saved = None if 'config' in given else config_lib.load(_workdir(argv))
+  workdir = _workdir(argv)
+  saved = None if 'config' in given else config_lib.load(workdir)
   if saved is None:
     return config_flags.DEFINE_config_file(
       'config', default_file, 'The configuration; configs/default.py has its keys.', lock_config=True
     )
-  older_versions.fill_in(saved, defaults, _workdir(argv))
+  older_versions.fill_in(saved, defaults, workdir)
   return config_flags.DEFINE_config_dict('config', saved.lock())
 
 

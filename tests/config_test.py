@@ -13,9 +13,8 @@ import tensorflow_datasets as tfds
 
 from configs import default, digits
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import data, networks, noise_levels, optimizer, sampling, train_step
+from diffusion_ebm import data, generate, sampling, train_step
 from diffusion_ebm import model as model_lib
-from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.jobs import train as train_job
 from diffusion_ebm.run.errors import UserError
 from tests import testing
@@ -115,29 +114,20 @@ class ConfigsTest(parameterized.TestCase):
   def test_its_step_and_its_sampler_are_traced_at_their_published_size(self, name, dtype):
     config = config_lib.resolve(get(name))
     config.model.dtype = dtype
-    size, sampling_section, train = config.data.image_size, config.sampling, config.train
-    shape = (2,) if config_lib.is_vector(config) else (size, size, config.data.num_channels)
-    levels = noise_levels.make_levels(
-      config.diffusion.num_levels,
-      sampling_section.step_size,
-      sampling_section.step_size_rule,
-      config.diffusion.temperature,
-      train.level_weight,
-    )
-    network, (tx, _) = networks.make_network(config.model, levels), optimizer.make_optimizer(train)
+    built = []
 
-    def make_ebm(weights):
-      return Ebm(weights, network, levels)
+    def first_state():
+      built.append(model_lib.build(config))
+      return built[0].state
 
-    state = jax.eval_shape(
-      lambda key: train_step.init_state(key, network, tx, np.zeros(shape), config.model.spectral_norm),
-      jax.random.key(0),
+    state = jax.eval_shape(first_state)
+    model, settings = built[0], train_job.step_settings(config)
+    batch = jax.ShapeDtypeStruct(
+      (config.train.batch_size, *model.shape), jnp.float32 if len(model.shape) == 1 else jnp.uint8
     )
-    settings = train_job.step_settings(config)
-    batch = jax.ShapeDtypeStruct((train.batch_size, *shape), jnp.float32 if len(shape) == 1 else jnp.uint8)
     after, _ = jax.eval_shape(
       lambda state, batch: train_step.train_step(
-        state, batch, jnp.arange(len(batch)), make_ebm=make_ebm, tx=tx, settings=settings
+        state, batch, jnp.arange(len(batch)), make_ebm=model.ebm, tx=model.tx, settings=settings
       ),
       state,
       batch,
@@ -145,11 +135,11 @@ class ConfigsTest(parameterized.TestCase):
     self.assertEqual(*(jax.tree.map(lambda a: (a.shape, a.dtype), each) for each in (state, after)))
     x, _ = jax.eval_shape(
       lambda params: sampling.sample(
-        make_ebm(params), jax.random.split(jax.random.key(0), 4), shape, sampling.Settings(sampling_section.num_steps)
+        model.ebm(params), jax.random.split(jax.random.key(0), 4), model.shape, generate.settings(config)
       ),
       state.params,
     )
-    self.assertEqual((x.shape, x.dtype), ((4, *shape), jnp.float32))
+    self.assertEqual((x.shape, x.dtype), ((4, *model.shape), jnp.float32))
 
   def take_one_step(self, name):
     config = config_lib.resolve(get(name))

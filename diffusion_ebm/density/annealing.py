@@ -7,6 +7,7 @@ import numpy as np
 
 from diffusion_ebm import langevin, noise_levels, preprocessing, random_keys
 from diffusion_ebm.density import ais, ladder
+from diffusion_ebm.density.dataset_log_prob import DATA
 from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.run import parallel
 from diffusion_ebm.run.errors import DivergedError
@@ -15,7 +16,7 @@ from diffusion_ebm.run.progress import Progress
 # Rungs, or steps, that are run at once: what is compiled has this length.
 _CHUNK = 64
 # Streams of random numbers.
-_PILOT, _FORWARD, _REVERSE, _DATA, _MIX = 0xA150, 0xA151, 0xA152, 0xA153, 0xA154
+_PILOT, _FORWARD, _REVERSE, _MIX = 0xA150, 0xA151, 0xA152, 0xA154
 
 
 class Ladder(NamedTuple):
@@ -148,7 +149,7 @@ class Annealing:
     """Samples of a level's model, approximately: diffused data, moved by many steps that leave the model as it is."""
     seed = int(self._seed)
     examples = source.read(np.random.default_rng(seed).permutation(len(source))[self._index % len(source)])
-    keys = random_keys.sample_keys(seed, self._index, _DATA + 256 * level)
+    keys = random_keys.sample_keys(seed, self._index, DATA + 256 * level)
     x = preprocessing.to_continuous(keys, jnp.asarray(examples), grey_width)
     eps = langevin.normal_noise(keys, x.shape[1:])(1)
     x = np.asarray(noise_levels.diffuse(self._ebm.levels, x, jnp.full(len(x), level), eps))

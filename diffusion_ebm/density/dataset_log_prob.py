@@ -11,7 +11,7 @@ from diffusion_ebm.run import parallel
 from diffusion_ebm.run.progress import Progress
 
 # Streams of random numbers.
-_DATA, _BOUND = 0xA153, 0xA155
+DATA, _BOUND = 0xA153, 0xA155
 
 
 def make_log_densities(grey_width: float, num_draws: int, batch_size: int, seed: int):
@@ -30,7 +30,7 @@ def make_log_densities(grey_width: float, num_draws: int, batch_size: int, seed:
 
   def log_densities(shared, examples, index):
     ebm, log_z = shared
-    keys = random_keys.sample_keys(seed, index, _DATA)
+    keys = random_keys.sample_keys(seed, index, DATA)
     noise = float(ebm.levels.sigma[0] / ebm.levels.a[0])
 
     def draw(number):

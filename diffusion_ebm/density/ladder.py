@@ -14,7 +14,6 @@ import numpy as np
 from diffusion_ebm import langevin, random_keys
 from diffusion_ebm.density import ais
 from diffusion_ebm.ebm import Ebm
-from diffusion_ebm.noise_levels import NoiseLevels
 
 # The pilot tunes the step size again every so many rungs, by so many steps.
 _TUNE_EVERY, _TUNE_STEPS = 20, 20
@@ -62,11 +61,6 @@ def rung_log_density(ebm: Ebm, rung: Rungs):
     return rung.fraction * below(x) + (1 - rung.fraction) * above(x)
 
   return lambda x: lax.cond(rung.fraction == 1, below, both, x)
-
-
-def first_rung(levels: NoiseLevels) -> Rungs:
-  """The normalised one: the standard normal density."""
-  return Rungs(np.asarray([levels.num_models - 1], np.int32), np.zeros(1, np.float32))
 
 
 class Pilot(NamedTuple):

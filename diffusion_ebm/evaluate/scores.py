@@ -223,9 +223,9 @@ def _distances(samples, data):
     rows = slice(first, first + len(distance))
     first += len(distance)
 
-    def inside(radii, distance=distance, part=samples[rows]):
+    def inside(radii, distance=distance, squares=distance**2, part=samples[rows]):
       found = distance <= radii
-      i, j = np.nonzero(np.abs(distance**2 - radii**2) <= near)
+      i, j = np.nonzero(np.abs(squares - radii**2) <= near)
       radii = np.broadcast_to(radii, distance.shape)
       for start in range(0, len(i), _PAIRS):
         pairs = i[start : start + _PAIRS], j[start : start + _PAIRS]

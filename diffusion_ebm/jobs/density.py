@@ -49,7 +49,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
   record = {}
   if drawn.num_steps == 0 and drawn.noise_scale == 1 and not drawn.denoised:  # one normal density a level
     values = dataset_log_prob.bounds(ebm, source, _grey_width(config), _NUM_BOUNDED, size, seed)
-    record['sampler_bound'] = _bounds(config, values, int(np.prod(shape)))
+    record['sampler_bound'] = _bounds(config, values)
   log_z, num_rungs = _log_z(config, ebm, shape, source, folder, seed)
 
   _log.info('log density of the %s split', config.density.split)
@@ -160,15 +160,29 @@ def _mean(name, values):
   return {name: float(values.mean()), f'{name}_standard_error': float(values.std() / np.sqrt(len(values)))}
 
 
-def _bounds(config, values, dim):
+def _bits(config, log_prob_mean) -> float:
+  """Bits per dimension of images whose mean log density is given, in nats."""
+  dim = config.data.image_size**2 * config.data.num_channels
+  return float(log_prob.bits_per_dim(log_prob_mean, dim, config_lib.grey_width(config)))
+
+
+def _bits_per_dim(config, clean, noisy) -> dict:
+  """Bits per dimension of images from their log densities (N,), without and with the noise of level 0."""
+  dim = config.data.image_size**2 * config.data.num_channels
+  return {
+    'bits_per_dim': _bits(config, clean.mean()),
+    'bits_per_dim_with_noise': _bits(config, noisy.mean()),
+    'bits_per_dim_standard_error': _mean('log_prob', clean)['log_prob_standard_error'] / dim / float(np.log(2)),
+  }
+
+
+def _bounds(config, values):
   """What is reported of the density that one gradient a level samples."""
   clean, noisy = values
   record = {'num_examples': len(clean), **_mean('log_prob', clean), 'log_prob_with_noise': float(noisy.mean())}
   bound = f'at least {record["log_prob"]:.3f} nats'
   if not config_lib.is_vector(config):
-    for name, each in (('bits_per_dim', clean), ('bits_per_dim_with_noise', noisy)):
-      record[name] = float(log_prob.bits_per_dim(each.mean(), dim, config_lib.grey_width(config)))
-    record['bits_per_dim_standard_error'] = record['log_prob_standard_error'] / dim / float(np.log(2))
+    record |= _bits_per_dim(config, clean, noisy)
     bound = f'at most {record["bits_per_dim"]:.3f} bits per dimension'
   _log.info('log density of the %s split under the sampler of one gradient a level: %s', config.density.split, bound)
   return record
@@ -176,23 +190,13 @@ def _bounds(config, values, dim):
 
 def _log_probs(config, values, first):
   """Log density and bits per dimension of the split, with the bracket of log Z of level 0, `first`."""
-  clean = values['clean']
+  clean, noisy = values['clean'], values['noisy']
   record = {'bits_per_dim': None, 'bits_per_dim_lower': None, 'bits_per_dim_upper': None, **_mean('log_prob', clean)}
   if config_lib.is_vector(config):
     return record
-  dim = config.data.image_size**2 * config.data.num_channels
-
-  def bits(values, shift=0.0):
-    return float(log_prob.bits_per_dim(values.mean() - shift, dim, config_lib.grey_width(config)))
-
-  return record | {
-    'bits_per_dim': bits(clean),
-    'bits_per_dim_lower': bits(clean, first['lower'] - first['log_z']),
-    'bits_per_dim_upper': bits(clean, first['upper'] - first['log_z']),
-    'bits_per_dim_standard_error': record['log_prob_standard_error'] / dim / float(np.log(2)),
-    'bits_per_dim_with_noise': bits(values['noisy']),
-    'grey_levels': config.data.grey_levels,
-  }
+  for end in ('lower', 'upper'):
+    record[f'bits_per_dim_{end}'] = _bits(config, clean.mean() - (first[end] - first['log_z']))
+  return record | _bits_per_dim(config, clean, noisy) | {'grey_levels': config.data.grey_levels}
 
 
 def _in_words(record):

@@ -59,8 +59,9 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
   kind = 'conditional' if settings.conditional else 'marginal'
   name = f'{settings.kernel}_{kind}_level{settings.level}_seed{seed}_step{step}'
   folder = workdir_lib.make(workdir, os.path.join('long_run', name))
-  step_size = _start(config, ebm, shape, folder, seed)
-  _go_on(settings, ebm, folder, seed)
+  with interrupts.requested() as stop_requested:
+    step_size = _start(config, ebm, shape, folder, seed)
+    _go_on(settings, ebm, folder, seed, stop_requested)
   states = _states(folder, settings.num_steps // settings.thin + 1)
   result = {
     'step': step,
@@ -145,7 +146,7 @@ def _tune(settings, ebm, y, x_next, index, seed) -> float:
   return float(tune(ebm, y, x_next))
 
 
-def _go_on(settings, ebm, folder, seed):
+def _go_on(settings, ebm, folder, seed, stop_requested):
   """Runs the chains from where the folder says that they are, and keeps every `thin`-th state."""
   kernel = langevin.make_kernel(settings.kernel, settings.num_leapfrog)
 
@@ -169,23 +170,22 @@ def _go_on(settings, ebm, folder, seed):
   y = np.asarray(_states(folder, record['done'] // thin + 1).y[-1])
   _log.info('step size %.4g%s', record['step_size'], f'; going on from step {record["done"]}' if record['done'] else '')
   progress = Progress('long run', settings.num_steps, record['done'])
-  with interrupts.requested() as stop_requested:
-    while record['done'] < settings.num_steps:
-      if number := stop_requested():
-        progress.close()
-        raise interrupts.stopped(
-          number, f'stopped at step {record["done"]} of the chains: run the same command again to go on'
-        )
-      shared = ebm, np.float32(record['step_size']), np.int32(record['done']), np.uint32(seed)
-      states = run_steps(shared, y, x_next, index)
-      _check(states, record['done'] + thin, record['step_size'])
-      _append(folder, states, record['done'] // thin + 1)
-      y, record['done'] = states.y, record['done'] + thin
-      files.write_json(path, record)
-      progress.update(thin)
-      progress.line(
-        f'acceptance {states.acceptance.mean():.3f}, log density {states.log_density.mean():.4g}', always=False
+  while record['done'] < settings.num_steps:
+    if number := stop_requested():
+      progress.close()
+      raise interrupts.stopped(
+        number, f'stopped at step {record["done"]} of the chains: run the same command again to go on'
       )
+    shared = ebm, np.float32(record['step_size']), np.int32(record['done']), np.uint32(seed)
+    states = run_steps(shared, y, x_next, index)
+    _check(states, record['done'] + thin, record['step_size'])
+    _append(folder, states, record['done'] // thin + 1)
+    y, record['done'] = states.y, record['done'] + thin
+    files.write_json(path, record)
+    progress.update(thin)
+    progress.line(
+      f'acceptance {states.acceptance.mean():.3f}, log density {states.log_density.mean():.4g}', always=False
+    )
   progress.close()
 
 

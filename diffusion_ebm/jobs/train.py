@@ -115,7 +115,12 @@ def _train(config, workdir, source):
     # With several processes, a checkpoint is the work of all: where one fails, the run ends.
     tolerated = functools.partial(_tolerated, several=parallel.num_processes() > 1)
     writer = writers.Writer(workdir, step) if parallel.is_first() else writers.NoWriter()
-    stack.enter_context(_closing(writer, tolerated))
+
+    def close_writer():
+      with tolerated():
+        writer.close()
+
+    stack.callback(close_writer)
     stack.callback(batches.close)
     report = _Report(config, model, writer, step, tolerated)
     stack.callback(report.progress.close)
@@ -163,16 +168,25 @@ def _first_state(config, workdir, model, saver, source):
 def _with_normal_factor(config, state, source):
   """The initial state with the normal densities of the data in their place."""
   _log.info('fitting %d normal densities to the data', config.model.normal_factor)
-  width = config_lib.grey_width(config) if config.data.dequantize else 0.0
   fitted = parallel.from_first(
     normal_factor.fit(
-      source, preprocessing.to_unit_range, config.model.normal_factor, config.seed, config.data.random_flip, width
+      source,
+      preprocessing.to_unit_range,
+      config.model.normal_factor,
+      config.seed,
+      config.data.random_flip,
+      _grey_width(config),
     )
   )
   # A copy for each: the training step takes over the memory of what it is given.
   return state.replace(
     **{name: getattr(state, name) | {'normal_factor': parallel.replicate(fitted)} for name in ('params', 'ema_params')}
   )
+
+
+def _grey_width(config) -> float:
+  """Over which images are dequantised in training; 0 for not at all."""
+  return config_lib.grey_width(config) if config.data.dequantize else 0.0
 
 
 def step_settings(config) -> train_step.StepSettings:
@@ -185,7 +199,7 @@ def step_settings(config) -> train_step.StepSettings:
     objective=config.train.objective,
     time_score=config.train.time_score,
     score_matching=config.train.score_matching,
-    grey_width=config_lib.grey_width(config) if config.data.dequantize else 0.0,
+    grey_width=_grey_width(config),
     micro_batches=config.train.micro_batches,
     max_bad_steps=config.train.max_bad_steps,
   )
@@ -259,15 +273,6 @@ def _tolerated(stop: bool = False, several: bool = False):
     if stop or several:
       raise error from None
     _log.warning('%s; going on', error)
-
-
-@contextlib.contextmanager
-def _closing(writer, tolerated):
-  try:
-    yield
-  finally:
-    with tolerated():
-      writer.close()
 
 
 class _Report:

@@ -1,5 +1,7 @@
 """Networks f(y, t): the negative energy up to the level's temperature; higher is more likely."""
 
+import dataclasses
+
 import jax.numpy as jnp
 
 from diffusion_ebm.networks.mlp import MLP, MLPSettings
@@ -25,35 +27,12 @@ def make_network(model, levels):
   terms = {'quadratic': model.quadratic, 'coordinates': log_snr if model.level_embedding == 'log_snr' else ()}
   if model.normal_factor:
     terms['normal_factor'] = NormalFactor(model.normal_factor, log_snr, tuple(levels.a_y.tolist()))
-  dtype = DTYPES[model.dtype]
-  if model.name == 'mlp':
-    return MLP(
-      MLPSettings(
-        ch=model.ch,
-        num_layers=model.num_layers,
-        num_frequencies=model.num_frequencies,
-        act=model.act,
-        dropout=model.dropout,
-        output_scale=model.output_scale,
-        dtype=dtype,
-      ),
-      **terms,
-    )
-  return ResNet(
-    ResNetSettings(
-      ch=model.ch,
-      ch_mult=tuple(model.ch_mult),
-      num_res_blocks=model.num_res_blocks,
-      act=model.act,
-      final_act=model.final_act,
-      norm=model.norm,
-      dropout=model.dropout,
-      use_scale=model.use_scale,
-      shortcut=model.shortcut,
-      resample_with_conv=model.resample_with_conv,
-      attention_resolutions=tuple(model.attention_resolutions),
-      remat=model.remat,
-      dtype=dtype,
-    ),
-    **terms,
-  )
+  kind, settings = (MLP, MLPSettings) if model.name == 'mlp' else (ResNet, ResNetSettings)
+  return kind(_settings(settings, model), **terms)
+
+
+def _settings(kind, model):
+  """What a network is made of: the fields have the names of keys."""
+  values = {field.name: getattr(model, field.name) for field in dataclasses.fields(kind)}
+  values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+  return kind(**values | {'dtype': DTYPES[model.dtype]})
