@@ -11,6 +11,7 @@ import numpy as np
 
 from diffusion_ebm.evaluate import MIN_SAMPLES, baseline_generators, feature_statistics, features, scores
 from diffusion_ebm.run import files
+from diffusion_ebm.run.errors import UserError
 from diffusion_ebm.run.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -79,8 +80,13 @@ def make(evaluation, data, sources, cache: str, check_stop: Callable) -> Referen
     check_stop: called now and then; may raise.
 
   Raises:
-    UserError: weights or given statistics do not fit.
+    UserError: weights or given statistics do not fit, or there is a single image to compare with.
   """
+  compared = split(evaluation, data)
+  if len(sources[compared]) < 2:
+    raise UserError(
+      f'the {compared} split has a single image, and no covariance: add more, or set --config.eval.split to the other'
+    )
   shape, data_key = sources['train'].shape, features.data_key(data, sources)
   extractor = features.make(extractor_name(evaluation, data), data, sources, cache, evaluation.inception_weights)
   given = evaluation.statistics and feature_statistics.load_given(evaluation.statistics, extractor.dim)
@@ -89,8 +95,6 @@ def make(evaluation, data, sources, cache: str, check_stop: Callable) -> Referen
   def extract(examples):
     check_stop()
     return on_devices(examples)
-
-  compared = split(evaluation, data)
 
   def split_statistics(name, source):
     only_kept = bool(given) and name == compared

@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 
+from diffusion_ebm.evaluate import MIN_SAMPLES
 from diffusion_ebm.run.pictures import load_matplotlib
 
 # (key of a record, title, whether lower is better)
@@ -82,6 +83,11 @@ def _summary(records):
   notes = [text]
   if last['num_neighbour_samples'] < last['num_samples']:
     notes.append(f'Precision, recall, density and coverage: of {last["num_neighbour_samples"]:,} samples.')
+  if last['num_neighbour_data'] < MIN_SAMPLES:
+    notes.append(
+      f'The {last["split"]} split has too few images ({last["num_neighbour_data"]}, not {MIN_SAMPLES}) for KID, '
+      'precision, recall, density and coverage.'
+    )
   if last['num_samples'] <= last['num_features']:
     notes.append(
       'There are no more samples than features: the covariance is singular, and the Frechet distance is '
@@ -138,7 +144,8 @@ def _curves(records):
   for (key, title), axis in zip(shown, axes, strict=False):
     axis.plot(steps, [record[key] for record in records], 'o-', color='C0', label='samples')
     for number, (name, scores) in enumerate(records[-1]['baselines'].items(), 1):
-      axis.axhline(scores[key], color=f'C{number}', linestyle='--', label=_title(name, scores))
+      if scores[key] is not None:
+        axis.axhline(scores[key], color=f'C{number}', linestyle='--', label=_title(name, scores))
     axis.set_title(title, fontsize=10)
     axis.set_xlabel('step')
     if key == 'fid':

@@ -5,6 +5,8 @@ import fcntl
 import json
 import os
 
+from diffusion_ebm.run import files
+
 
 def read(path: str) -> list[dict]:
   """The whole records in a file, in their order; [] if there is none."""
@@ -18,15 +20,15 @@ def read(path: str) -> list[dict]:
 
 def append(path: str, record: dict):
   """Adds a record: a whole line at once, on the disk when this returns."""
-  line = (json.dumps(record) + '\n').encode()
-  with open(path, 'ab+', buffering=0) as file:
+  line = (files.to_json(record) + '\n').encode()
+  with files.naming(path), open(path, 'ab+', buffering=0) as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     size = file.seek(0, os.SEEK_END)
     if size:
       file.seek(size - 1)
       if file.read(1) != b'\n':
         line = b'\n' + line
-    file.write(line)
+    files.append(file, line)
     os.fsync(file.fileno())
 
 

@@ -32,10 +32,13 @@ def score(features, logits, mean, covariance, data_features) -> dict[str, float 
 
   Returns:
     `fid`, `inception_score`, `inception_score_std`, `kid`, `kid_standard_error`, `precision`, `recall`, `density`
-    and `coverage`; None where there are no logits.
+    and `coverage`; None where there are no logits, or fewer than `MIN_SAMPLES` examples for what compares examples.
   """
   quality, spread = (None, None) if logits is None else inception_score(logits)
-  kid, kid_error = kernel_distance(features, data_features)
+  kid, kid_error, near = None, None, dict.fromkeys(('precision', 'recall', 'density', 'coverage'))
+  if min(len(features), len(data_features)) >= MIN_SAMPLES:
+    kid, kid_error = kernel_distance(features, data_features)
+    near = neighbour_scores(features, data_features)
   moments = Moments(features.shape[1])
   moments.add(features)
   return {
@@ -44,7 +47,7 @@ def score(features, logits, mean, covariance, data_features) -> dict[str, float 
     'inception_score_std': spread,
     'kid': kid,
     'kid_standard_error': kid_error,
-    **neighbour_scores(features, data_features),
+    **near,
   }
 
 

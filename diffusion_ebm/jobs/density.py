@@ -61,13 +61,14 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
   record['config'] = config.to_dict()
   if config.density.baselines:
     record['baselines'] = _baselines(config, source, seed)
+  _log.info('%s', _in_words(record))  # before it is written: on a full disk it would be lost
   files.write_json(trained.density_results(workdir), record)
   train = log_densities(ebm, data.load_source(config.data, 'train'), log_z[0]['log_z'], len(values['clean']))
   shown = {'train': train['clean'], config.density.split: values['clean'], 'noise': values['white']}
   title = f'log density in nats (log Z {log_z[0]["lower"]:.2f} .. {log_z[0]["upper"]:.2f})'
   files.write_png(os.path.join(folder, 'log_z.png'), pictures.log_z_ladder(log_z))
   files.write_png(os.path.join(folder, 'log_prob.png'), pictures.histograms(shown, title))
-  _log.info('%s; %s', _in_words(record), os.path.join(folder, 'results.json'))
+  _log.info('results in %s, pictures beside it', trained.density_results(workdir))
   return record
 
 

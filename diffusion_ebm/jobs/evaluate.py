@@ -1,6 +1,7 @@
 """The evaluation job: scores of each checkpoint of a run, beside its training or after it."""
 
 from collections.abc import Callable
+import contextlib
 import logging
 import os
 import time
@@ -13,7 +14,7 @@ from diffusion_ebm import config as config_lib
 from diffusion_ebm import data, generate, level_pictures, preprocessing, trained
 from diffusion_ebm import model as model_lib
 from diffusion_ebm.evaluate import feature_statistics, features, reference, report, results, scores
-from diffusion_ebm.run import checkpoints, files, interrupts, parallel, pictures
+from diffusion_ebm.run import checkpoints, files, interrupts, parallel, pictures, writers
 from diffusion_ebm.run import workdir as workdir_lib
 from diffusion_ebm.run.errors import InterruptedRun, UserError
 from diffusion_ebm.run.progress import Progress
@@ -296,10 +297,9 @@ def _picture_of_neighbours(compared, samples, rows):
 
 def _write_board(folder, record):
   from PIL import Image
-  from tensorboardX import SummaryWriter
 
   step = record['step']
-  with SummaryWriter(os.path.join(folder, 'tensorboard')) as board:
+  with contextlib.closing(writers.open_board(os.path.join(folder, 'tensorboard'))) as board:
     for name in ('fid', 'inception_score', 'kid', 'precision', 'recall', 'density', 'coverage'):
       if record[name] is not None:
         board.add_scalar(f'eval/{name}', record[name], step)

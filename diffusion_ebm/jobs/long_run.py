@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import data, generate, langevin, noise_levels, preprocessing, random_keys, trained
-from diffusion_ebm.evaluate import chain_diagnostics, features, scores
+from diffusion_ebm.evaluate import MIN_SAMPLES, chain_diagnostics, features, scores
 from diffusion_ebm.run import files, interrupts, parallel, pictures
 from diffusion_ebm.run import workdir as workdir_lib
 from diffusion_ebm.run.errors import DivergedError, UserError
@@ -59,6 +59,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
   kind = 'conditional' if settings.conditional else 'marginal'
   name = f'{settings.kernel}_{kind}_level{settings.level}_seed{seed}_step{step}'
   folder = workdir_lib.make(workdir, os.path.join('long_run', name))
+  compared = _reference(config, ebm.levels, workdir_lib.make_cache(workdir))
   with interrupts.requested() as stop_requested:
     step_size = _start(config, ebm, shape, folder, seed)
     _go_on(settings, ebm, folder, seed, stop_requested)
@@ -69,7 +70,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
     'num_chains': states.y.shape[1],
     'num_steps': settings.num_steps,
     'step_size': step_size,
-  } | _measure(config, ebm.levels, states, folder, workdir_lib.make_cache(workdir))
+  } | _measure(config, ebm.levels, states, folder, compared)
   files.write_json(os.path.join(folder, 'results.json'), result)
   _log.info(
     '%s: precision %s at the start, %s at the end; Frechet distance %s, then %s; %s',
@@ -115,7 +116,7 @@ def _start(config, ebm, shape, folder, seed) -> float:
   y = float(ebm.levels.a_y[settings.level]) * x
   step_size = settings.step_size or _tune(settings, ebm, y, x_next, index, seed)
   log_density = jax.jit(lambda ebm, y, x_next: _target(ebm, settings, x_next)(y))(ebm, y, x_next)
-  np.save(os.path.join(folder, 'x_next.npy'), x_next)
+  files.write_npy(os.path.join(folder, 'x_next.npy'), x_next)
   _append(folder, _States(y, np.asarray(log_density), np.ones(len(y))), 0)
   files.write_json(path, {'settings': described, 'step_size': step_size, 'done': 0})
   return step_size
@@ -221,7 +222,8 @@ def _append(folder, states, count):
   """Puts states behind the first `count` of each file; what an interrupted write left there is overwritten."""
   for name, values in zip(_FILES, states, strict=True):
     values = np.ascontiguousarray(values, np.float32)
-    with open(os.path.join(folder, name), 'r+b' if count else 'wb') as file:
+    path = os.path.join(folder, name)
+    with files.naming(path), open(path, 'r+b' if count else 'wb') as file:
       file.seek(count * values.nbytes)
       file.write(values.tobytes())
 
@@ -248,11 +250,11 @@ def _read_progress(path):
 # What is measured of them.
 
 
-def _measure(config, levels, states, folder, cache) -> dict:
-  """How far the states are from the data and how well the chains mix; draws the pictures."""
+def _measure(config, levels, states, folder, compared) -> dict:
+  """How far the states are from the data, as of `_reference`, and how well the chains mix; draws the pictures."""
   settings = config.long_run
   a = float(levels.a_y[settings.level])  # from y_t = a x_t
-  name, extract, reference, real = _reference(config, levels, cache)
+  name, extract, reference, real = compared
   frechet, precision = np.array([_distance(extract(_stored(config, np.asarray(y) / a)), reference) for y in states.y]).T
   steps, log_density = np.arange(len(states.y)) * settings.thin, states.log_density
   curves = {
@@ -314,6 +316,11 @@ def _reference(config, levels, cache):
   )
   other = 'train' if settings.split == 'test' else 'test'
   sources = {settings.split: data.load_source(config.data, settings.split)}
+  if (count := len(sources[settings.split])) < MIN_SAMPLES:
+    raise UserError(
+      f'the {settings.split} split has too few examples to compare chains with ({count}, not {MIN_SAMPLES}): '
+      f'set --config.long_run.split={other}'
+    )
   try:
     sources[other] = data.load_source(config.data, other)
   except UserError:
@@ -337,7 +344,7 @@ def _reference(config, levels, cache):
   rows = extract(_stored(config, diffused(settings.split, _MAX_DATA)))
   reference = _Reference(rows, *_moments(rows))
   real = None, None
-  if sources[other] is not None:
+  if sources[other] is not None and len(sources[other]) > 1:
     real = _distance(extract(_stored(config, diffused(other, settings.num_chains))), reference)
   return name, extract, reference, real
 

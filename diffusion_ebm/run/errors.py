@@ -1,7 +1,11 @@
 """The exceptions that are meant for the user's eyes: one line, printed without a traceback."""
 
 import contextlib
+import errno
 import sys
+
+# What stands in the way of writing anything: the disk, not the program.
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 class UserError(Exception):
@@ -54,6 +58,15 @@ def shown():
     print(
       f'error: not enough memory ({cause}): try a smaller --config.train.batch_size, --config.sampling.batch_size '
       'or --config.model.ch, --config.model.remat=True, or more devices',
+      file=sys.stderr,
+    )
+    sys.exit(2)
+  except OSError as error:
+    if error.errno not in _CANNOT_WRITE:
+      raise
+    print(
+      f'error: {error.filename or "a file"} could not be written ({error.strerror}): make room for it; what was '
+      'written before is whole, and the same command goes on from there',
       file=sys.stderr,
     )
     sys.exit(2)

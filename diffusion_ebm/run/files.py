@@ -1,7 +1,9 @@
 """Files: written whole or not at all, and read without executing what is in them or filling the memory."""
 
 import contextlib
+import io
 import json
+import math
 import os
 import zipfile
 
@@ -16,12 +18,34 @@ def replacing(path):
   """Opens a file for bytes that takes the place of `path` when the context ends without an exception."""
   partial = f'{path}.{os.getpid()}.tmp'
   try:
-    with open(partial, 'wb') as file:
-      yield file
-    os.replace(partial, path)
+    with naming(path):
+      with open(partial, 'wb') as file:
+        yield file
+      os.replace(partial, path)
   except BaseException:
     with contextlib.suppress(OSError):
       os.remove(partial)
+    raise
+
+
+@contextlib.contextmanager
+def naming(path):
+  """Gives the path to an `OSError` of the context that has none: those of writing to an open file have not."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or str(path)
+    raise
+
+
+def append(file, data: bytes):
+  """Adds bytes to the end of an unbuffered file: all, or none and an `OSError`."""
+  size, rest = file.seek(0, os.SEEK_END), memoryview(data)
+  try:
+    while rest:
+      rest = rest[file.write(rest) :]
+  except OSError:
+    file.truncate(size)
     raise
 
 
@@ -31,15 +55,36 @@ def write_text(path, text: str):
     file.write(text.encode())
 
 
+def to_json(value, indent: int | None = None) -> str:
+  """What JSON can hold, as text; NaN and infinity, for which JSON has no words, as `null`."""
+
+  def finite(value):
+    if isinstance(value, dict):
+      return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+      return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+  return json.dumps(finite(value), indent=indent, allow_nan=False)
+
+
 def write_json(path, value):
-  """Writes what JSON can hold, indented."""
-  write_text(path, json.dumps(value, indent=2) + '\n')
+  """Writes what JSON can hold, indented, as of `to_json`."""
+  write_text(path, to_json(value, indent=2) + '\n')
 
 
 def write_npz(path, arrays: dict[str, np.ndarray], compress: bool = True):
   """Writes named arrays as `.npz`."""
   with replacing(path) as file:
     (np.savez_compressed if compress else np.savez)(file, **arrays)
+
+
+def write_npy(path, array: np.ndarray):
+  """Writes an array as `.npy`."""
+  content = io.BytesIO()  # straight into a file, NumPy does not notice that the disk is full
+  np.save(content, array)
+  with replacing(path) as file:
+    file.write(content.getbuffer())
 
 
 def write_png(path, picture: np.ndarray):

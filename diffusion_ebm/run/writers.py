@@ -34,14 +34,7 @@ class _Appended:
 
   def flush(self):
     """Writes what is pending; raises an `OSError` where the disk is full."""
-    size = self._file.seek(0, os.SEEK_END)
-    try:
-      rest = memoryview(self._pending)
-      while rest:
-        rest = rest[self._file.write(rest) :]
-    except OSError:
-      self._file.truncate(size)
-      raise
+    files.append(self._file, self._pending)
     self._pending = b''
 
   def close(self):
@@ -67,26 +60,29 @@ class _BoardFiles:
   open = staticmethod(lambda path: _BoardFile(path.removeprefix(_SAFE)))
 
 
+def open_board(folder, purge_step: int | None = None):
+  """tensorboardX' writer of events in a folder, whose events wait for space on a full disk; close it."""
+  import tensorboardX
+
+  tensorboardX.record_writer.register_writer_factory(_SAFE.rstrip(':'), _BoardFiles)
+  return tensorboardX.SummaryWriter(_SAFE + folder, purge_step=purge_step)
+
+
 class Writer:
   """Writes scalars to `metrics.jsonl` and TensorBoard, and pictures to TensorBoard."""
 
   def __init__(self, workdir, step: int):
     """Opens the files of `workdir`; records beyond `step`, of a run that was interrupted, are dropped."""
-    import tensorboardX
-
     path = os.path.join(workdir, 'metrics.jsonl')
     _drop_after(path, step)
     self._file = _Appended(path)
-    tensorboardX.record_writer.register_writer_factory(_SAFE.rstrip(':'), _BoardFiles)
-    self._board = tensorboardX.SummaryWriter(
-      _SAFE + os.path.join(workdir, 'tensorboard'), purge_step=step + 1 if step else None
-    )
+    self._board = open_board(os.path.join(workdir, 'tensorboard'), step + 1 if step else None)
 
   def scalars(self, step: int, values: dict[str, float]):
     """Writes a record; on a full disk it raises an `OSError`, and the record waits for the next."""
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
-    self._file.write((json.dumps({'step': step, **values}) + '\n').encode())
+    self._file.write((files.to_json({'step': step, **values}) + '\n').encode())
     self._file.flush()
 
   def picture(self, step: int, name: str, picture: np.ndarray):

@@ -99,6 +99,16 @@ class ReportTest(absltest.TestCase):
     self.assertIn('–', content)
     self.assertNotIn('inception score (higher)', content)
 
+  def test_too_few_images_to_compare_with_are_said_and_leave_no_gaps(self):
+    none = dict.fromkeys(('kid', 'kid_standard_error', 'precision', 'recall', 'density', 'coverage'))
+    record = self.record(100, 33.5) | none | {'num_neighbour_data': 5}
+    record['baselines']['gaussian_mixture'] |= none
+    content = report.page('Run', [record], {}, {})
+    self.assertIn('The test split has too few images (5, not 20) for KID', content)
+    self.assertIn('inception score (higher)', content)
+    self.assertNotIn('None', content)
+    self.assertNotIn('too few', report.page('Run', [self.record(100, 33.5)], {}, {}))
+
   def test_only_errors_still_make_a_page(self):
     self.assertIn('chains diverged', report.page('Run', [{'step': 1, 'error': 'chains diverged'}], {}, {}))
 

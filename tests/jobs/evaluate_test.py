@@ -1,5 +1,6 @@
 """The evaluation job, on networks that have not learned anything."""
 
+import functools
 import json
 import os
 import shutil
@@ -16,7 +17,9 @@ import numpy as np
 from PIL import Image
 import threadpoolctl
 
+from diffusion_ebm import data
 from diffusion_ebm import model as model_lib
+from diffusion_ebm.data.source import ArraySource
 from diffusion_ebm.evaluate import scores
 from diffusion_ebm.jobs import evaluate
 from diffusion_ebm.run import checkpoints
@@ -71,8 +74,6 @@ class EvaluationTest(absltest.TestCase):
       self.assertGreater(record['fid'], max(baseline['fid'] for baseline in record['baselines'].values()))
 
   def test_the_distance_is_that_of_the_samples_from_the_test_split(self):
-    from diffusion_ebm import data
-
     with np.load(os.path.join(self.first, 'eval', 'samples_4.npz'), allow_pickle=False) as file:
       samples = file['samples']
     self.assertEqual((samples.dtype, samples.shape), (np.uint8, (30, 8, 8, 1)))
@@ -218,6 +219,31 @@ class EvaluationTest(absltest.TestCase):
     np.savez(path, mu=np.zeros(2048), sigma=np.zeros((2048, 2048)))
     with self.assertRaisesRegex(UserError, 'for other features'):
       evaluate.run(eval_config(statistics=path), self.workdir, step=4)
+
+  def test_of_a_few_images_there_are_the_scores_that_a_few_allow(self):
+    load = data.load_source
+
+    def load_few(count, section, split):
+      source = load(section, split)
+      return ArraySource(source.examples[:count], source.labels[:count]) if split == 'test' else source
+
+    for count in (1, 2, 3, 5, 6, 19, 20):
+      shutil.rmtree(os.path.join(self.workdir, 'eval'), ignore_errors=True)
+      with self.subTest(count), mock.patch.object(data, 'load_source', functools.partial(load_few, count)):
+        if count == 1:
+          with self.assertRaisesRegex(UserError, 'single image'):
+            evaluate.run(eval_config(), self.workdir, step=4)
+          continue
+        evaluate.run(eval_config(), self.workdir, step=4)
+        (record,) = records(self.workdir)
+        self.assertEqual(record['num_data'], count)
+        self.assertGreater(record['fid'], 0)
+        for name in SCORES[1:]:
+          self.assertEqual(record[name] is None, count < 20, name)
+        with open(os.path.join(self.workdir, 'eval', 'report.html'), encoding='utf-8') as file:
+          self.assertEqual('too few images' in file.read(), count < 20)
+        with open(os.path.join(self.workdir, 'eval', 'results.jsonl'), encoding='utf-8') as file:
+          self.assertNotIn('NaN', file.read())
 
   def test_points_are_scored_too(self):
     workdir = self.enterContext(tempfile.TemporaryDirectory())

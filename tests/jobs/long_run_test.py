@@ -77,6 +77,14 @@ class LongRunTest(absltest.TestCase):
     ):
       long_run.run(self.config(step_size=0.2), self.workdir, 7)
 
+  def test_a_split_too_small_to_compare_with_is_refused_before_the_chains_begin(self):
+    with (
+      mock.patch.dict('diffusion_ebm.data.toy._NUM_SAMPLES', {'test': 19}),
+      mock.patch.object(long_run, '_start', side_effect=AssertionError),
+      self.assertRaisesRegex(UserError, r'test split has too few examples .*\(19, not 20\).*long_run.split=train'),
+    ):
+      long_run.run(self.config(), self.workdir, 8)
+
   def test_levels_that_are_not_there_are_refused(self):
     with self.assertRaisesRegex(UserError, 'long_run.level is 6, not in 0 .. 5'):
       long_run.run(self.config(level=6), self.workdir, 0)

@@ -1,7 +1,9 @@
 """What the user sees of an exception, and the exit code."""
 
 import contextlib
+import errno
 import io
+import os
 
 from absl.testing import absltest, parameterized
 
@@ -41,12 +43,20 @@ class ShownTest(parameterized.TestCase):
     self.assertRegex(line, r'\Aerror: not enough memory \(.*7 GiB.*\): .*--config\.train\.batch_size.*\n\Z')  # one line
     self.assertLess(len(line), 600)
 
+  @parameterized.parameters(errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
+  def test_a_disk_that_takes_nothing_more_is_one_line_that_names_the_file(self, number):
+    code, line = self.shown(OSError(number, os.strerror(number), 'run/samples.npz'))
+    self.assertEqual(code, 2)
+    self.assertRegex(line, rf'\Aerror: run/samples.npz could not be written \({os.strerror(number)}\): [^\n]*\n\Z')
+
   def test_ctrl_c_is_one_line(self):
     code, line = self.shown(KeyboardInterrupt())
     self.assertEqual(code, 130)
     self.assertRegex(line, r'\Ainterrupted: [^\n]*\n\Z')
 
-  @parameterized.parameters(RuntimeError('INTERNAL: of XLA'), ValueError('a bug'), SystemExit(7))
+  @parameterized.parameters(
+    RuntimeError('INTERNAL: of XLA'), ValueError('a bug'), OSError(errno.ENOENT, 'a bug'), SystemExit(7)
+  )
   def test_all_others_pass(self, error):
     with self.assertRaises(type(error)) as caught, contextlib.redirect_stderr(io.StringIO()) as stderr, errors.shown():
       raise error

@@ -111,13 +111,32 @@ class WholeTest(parameterized.TestCase):
     ('json', lambda path: files.write_json(path, ['x' * 1000])),
     ('npz', lambda path: files.write_npz(path, {'a': np.random.default_rng(0).normal(size=1000)})),
     ('npz_as_it_is', lambda path: files.write_npz(path, {'a': np.zeros(1000)}, compress=False)),
+    ('npy', lambda path: files.write_npy(path, np.zeros(1000))),
+    ('npy_that_is_small', lambda path: files.write_npy(path, np.zeros(9))),
     ('png', lambda path: files.write_png(path, np.random.default_rng(0).integers(256, size=(9, 9, 3), dtype='u1'))),
   )
   def test_on_a_full_disk_the_old_file_is_whole(self, write):
     files.write_text(self.path, 'old')
-    with testing.full_disk(), self.assertRaises(OSError):
+    with testing.full_disk(), self.assertRaises(OSError) as caught:
       write(self.path)
+    self.assertEqual(caught.exception.filename, self.path)
     self.assertEqual(self.content(), b'old')
+
+  def test_on_a_full_disk_nothing_is_added_to_a_file(self):
+    files.write_text(self.path, 'old\n')
+    for size in (4, 5, 12):
+      with testing.full_disk(size), open(self.path, 'ab', buffering=0) as file, self.assertRaises(OSError):
+        files.append(file, b'a longer line\n')
+      self.assertEqual(self.content(), b'old\n')
+    with open(self.path, 'ab', buffering=0) as file:
+      files.append(file, b'a longer line\n')
+    self.assertEqual(self.content(), b'old\na longer line\n')
+
+  def test_numbers_that_json_has_no_words_for_are_null(self):
+    value = {'a': [float('nan'), (1.5, -float('inf'))], 'b': {'c': np.float64('nan'), 'd': True, 'e': None}}
+    files.write_json(self.path, value)
+    self.assertEqual(files.read_json(self.path), {'a': [None, [1.5, None]], 'b': {'c': None, 'd': True, 'e': None}})
+    self.assertNotIn(b'NaN', self.content())
 
   def test_a_value_that_json_cannot_hold_leaves_the_old_file(self):
     files.write_json(self.path, 1)
