@@ -4,12 +4,15 @@ import itertools
 import os
 
 from absl import app, flags
+import ml_collections
 from ml_collections import config_flags
 
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import older_versions
 from diffusion_ebm.run import paths
 from diffusion_ebm.run.errors import UserError
+
+_KEYS_SHOWN = 5
 
 
 def parse(argv: list[str], default_file: str, defaults):
@@ -35,7 +38,10 @@ def parse(argv: list[str], default_file: str, defaults):
     config = config.value
     getattr(config, 'data', None)  # a configuration that could not be loaded says so when it is first used
   except flags.Error as error:
-    raise UserError(f'command line: {" ".join(str(error).split())}') from error
+    cause = str(error).strip()
+    if 'Traceback' in cause:  # of get_config, which is not for users of a --config
+      cause = f'{cause.partition(": ")[0]}: {cause.splitlines()[-1]}; name a file such as configs/digits.py'
+    raise UserError(f'command line: {" ".join(cause.split())}') from error
   except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
     while error.args and isinstance(error.args[0], Exception):  # ml_collections wraps the one that says most
       error = error.args[0]
@@ -46,6 +52,15 @@ def parse(argv: list[str], default_file: str, defaults):
     names = sorted(name[:-3] for name in os.listdir(folder) if name.endswith('.py'))
     known = ', '.join(name for name in names if name not in ('__init__', 'default'))
     raise UserError(f'command line: --config: {str(error).splitlines()[-1].strip()}; {folder} has {known}') from error
+  except Exception as error:  # whatever a file of the user's own does
+    cause = ' '.join(f'{type(error).__name__}: {error}'.split())
+    raise UserError(f'command line: --config cannot be run ({cause}): mend the file') from error
+  if lacking := _lacking(config, defaults):
+    shown = ', '.join(lacking[:_KEYS_SHOWN]) + (', ...' if len(lacking) > _KEYS_SHOWN else '')
+    raise UserError(
+      f'command line: --config lacks {shown}: begin it with a copy of configs/default.py, and set single '
+      'keys, as --config.train.batch_size=64'
+    )
   if len(rest) > 1:
     raise UserError(f'command line: {rest[1]!r} is not a flag; flags begin with --')
   return config
@@ -61,6 +76,21 @@ def _define_config(argv, default_file, defaults):
     )
   older_versions.fill_in(saved, defaults, workdir)
   return config_flags.DEFINE_config_dict('config', saved.lock())
+
+
+def _lacking(config, defaults) -> list[str]:
+  """The keys of the defaults that a configuration has not: whole sections, or some of a section."""
+  if not isinstance(config, ml_collections.ConfigDict):
+    return ['everything']
+  lacking = []
+  for key, value in defaults.items():
+    if key not in config or isinstance(value, ml_collections.ConfigDict) != isinstance(
+      config[key], ml_collections.ConfigDict
+    ):
+      lacking.append(key)
+    elif isinstance(value, ml_collections.ConfigDict):
+      lacking += [f'{key}.{name}' for name in value if name not in config[key]]
+  return lacking
 
 
 def _workdir(argv):

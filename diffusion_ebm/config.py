@@ -54,8 +54,12 @@ def grey_width(config) -> float:
 
 
 def resolve(config) -> ml_collections.ConfigDict:
-  """A copy of the configuration with what it leaves open filled in: `model.ch_mult`."""
+  """A copy of the configuration with what it leaves open filled in: `model.ch_mult`; None is taken for empty."""
   config = config.copy_and_resolve_references()
+  for section in config.values():
+    if isinstance(section, ml_collections.ConfigDict):
+      # The command line gives a string or a tuple for it.
+      section.update({key: '' if value else () for key, value in section.items() if value in ('None', (None,), None)})
   if not config.model.ch_mult:
     config.model.ch_mult = _CH_MULT.get(config.data.image_size, ())
   return config

@@ -13,9 +13,8 @@ import tensorflow_datasets as tfds
 
 from configs import default, digits
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import data, generate, sampling, train_step
+from diffusion_ebm import data, train_step
 from diffusion_ebm import model as model_lib
-from diffusion_ebm.jobs import train as train_job
 from diffusion_ebm.run.errors import UserError
 from tests import testing
 
@@ -109,38 +108,6 @@ class ConfigsTest(parameterized.TestCase):
   def test_each_network_takes_one_step_on_its_data(self, name):
     self.take_one_step(name)
 
-  @testing.long
-  @parameterized.product(name=NAMES, dtype=('float32', 'bfloat16'))
-  def test_its_step_and_its_sampler_are_traced_at_their_published_size(self, name, dtype):
-    config = config_lib.resolve(get(name))
-    config.model.dtype = dtype
-    built = []
-
-    def first_state():
-      built.append(model_lib.build(config))
-      return built[0].state
-
-    state = jax.eval_shape(first_state)
-    model, settings = built[0], train_job.step_settings(config)
-    batch = jax.ShapeDtypeStruct(
-      (config.train.batch_size, *model.shape), jnp.float32 if len(model.shape) == 1 else jnp.uint8
-    )
-    after, _ = jax.eval_shape(
-      lambda state, batch: train_step.train_step(
-        state, batch, jnp.arange(len(batch)), make_ebm=model.ebm, tx=model.tx, settings=settings
-      ),
-      state,
-      batch,
-    )
-    self.assertEqual(*(jax.tree.map(lambda a: (a.shape, a.dtype), each) for each in (state, after)))
-    x, _ = jax.eval_shape(
-      lambda params: sampling.sample(
-        model.ebm(params), jax.random.split(jax.random.key(0), 4), model.shape, generate.settings(config)
-      ),
-      state.params,
-    )
-    self.assertEqual((x.shape, x.dtype), ((4, *model.shape), jnp.float32))
-
   def take_one_step(self, name):
     config = config_lib.resolve(get(name))
     config.model.update({'ch': 4, 'num_res_blocks': 1})
@@ -166,6 +133,15 @@ class ConfigsTest(parameterized.TestCase):
     self.assertTrue(np.isfinite(metrics['loss']))
     moved = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), state.params, model.state.params)
     self.assertGreater(max(jax.tree.leaves(moved)), 0)
+
+  def test_none_is_taken_for_empty(self):
+    config = digits.get_config()
+    config.eval.update({'statistics': 'None', 'split': 'None'})
+    config.model.ch_mult, config.density.levels = (None,), (None,)
+    resolved = config_lib.resolve(config)
+    self.assertEqual((resolved.eval.statistics, resolved.eval.split), ('', ''))
+    self.assertEqual((resolved.model.ch_mult, resolved.density.levels), ((), ()))
+    self.assertEqual(config_lib.resolve(digits.get_config()).to_dict(), digits.get_config().to_dict())
 
   def test_resolving_leaves_the_original_alone(self):
     config = get('cifar10')

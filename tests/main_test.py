@@ -53,8 +53,19 @@ class WrongTest(absltest.TestCase):
       file.write('no folder')
     workdir, digits = f'--workdir={self.workdir}', '--config=configs/digits.py'
     images = '--config=configs/images.py'
+    number, broken = (os.path.join(self.folder, name) for name in ('number.py', 'broken.py'))
+    for path, text in ((number, 'def get_config():\n  return 5\n'), (broken, 'def get_config(:\n')):
+      with open(path, 'w', encoding='utf-8') as file:
+        file.write(text)
     cases = [
       ([workdir, digits, '--config.train.speed=3'], r'command line: no such configuration key: .*speed'),
+      ([workdir, digits, '--config.train={}'], r'command line: --config lacks train.batch_size, .*, \.\.\.: begin'),
+      (
+        [workdir, digits + ':x'],
+        r'--config=configs/digits.py:x: TypeError: .* 0 positional arguments.*; name a file such',
+      ),
+      ([workdir, f'--config={number}'], r'command line: --config lacks everything: begin it with a copy'),
+      ([workdir, f'--config={broken}'], r'command line: --config cannot be run \(SyntaxError: .*broken.py, line 1\)'),
       ([workdir, digits, '--speed=3'], r"command line: .*Unknown .*'speed'"),
       ([workdir, digits, '--mode=dance'], r'command line: .*--mode=dance.*train\|sample'),
       ([workdir, '--config=configs/none.py'], r'command line: --config: .*configs/none\.py.*/configs has celeba64'),
