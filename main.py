@@ -12,7 +12,7 @@ from absl import flags
 
 from configs import default
 from diffusion_ebm import command_line
-from diffusion_ebm.run import compilation, errors, paths
+from diffusion_ebm.run import compilation, errors, paths, progress
 from diffusion_ebm.run.errors import UserError
 
 # Mode to the module of `diffusion_ebm.jobs` whose `run(config, workdir, seed, step)` does it.
@@ -91,10 +91,11 @@ def main():
       raise UserError('--seed is not for --mode=eval: set --config.eval.seed')
     command_line.apply_short_names(config, _SHORT_NAMES, _MODE.value)
     compilation.use_cache()
-    _connect()
-    compilation.check_jax()
-    job = importlib.import_module(f'diffusion_ebm.jobs.{_JOBS[_MODE.value]}')
-    job.run(config, workdir, _SEED.value, _STEP.value)
+    with progress.never_silent(f'{_MODE.value} in {workdir}'):
+      _connect()
+      compilation.check_jax()
+      job = importlib.import_module(f'diffusion_ebm.jobs.{_JOBS[_MODE.value]}')
+      job.run(config, workdir, _SEED.value, _STEP.value)
 
 
 if __name__ == '__main__':

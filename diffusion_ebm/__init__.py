@@ -13,6 +13,8 @@ __all__ = tuple(_PUBLIC)  # noqa: PLE0604 (a tuple of names)
 def __getattr__(name):
   if name not in _PUBLIC:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  if name != 'UserError':
+    importlib.import_module(f'{__name__}.run.installed').check()  # before imports that would fail with a riddle
   return getattr(importlib.import_module(f'{__name__}.{_PUBLIC[name]}'), name)
 
 

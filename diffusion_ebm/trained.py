@@ -14,6 +14,7 @@ from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.networks import spectral_norm
 from diffusion_ebm.run import checkpoints, files, parallel
 from diffusion_ebm.run.errors import UserError
+from diffusion_ebm.run.progress import doing
 
 # The parameters' average has no power iteration of its own: enough steps for it to converge again.
 _POWER_ITERATIONS = 30
@@ -48,6 +49,7 @@ def load(config, workdir: str, step: int | None = None) -> Trained:
   """
   config = check(config, workdir)
   checkpoints.check_any(workdir)
+  doing('building the network')
   model = model_lib.build(config)
   return Trained(config, *read(model, workdir, step))
 
@@ -62,6 +64,7 @@ def check(config, workdir: str) -> ml_collections.ConfigDict:
 
 def read(model: model_lib.Model, workdir: str, step: int | None = None) -> tuple[Ebm, tuple[int, ...], int]:
   """`(ebm, shape, step)` of a checkpoint, as of `Trained`, for a model that has been built before."""
+  doing('reading the checkpoint')
   manager = checkpoints.open_for_reading(workdir)
   try:
     state, _ = checkpoints.restore(manager, model.state, step, lacking=older_versions.LACKING)

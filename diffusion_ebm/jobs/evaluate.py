@@ -17,7 +17,7 @@ from diffusion_ebm.evaluate import feature_statistics, features, reference, repo
 from diffusion_ebm.run import checkpoints, files, interrupts, parallel, pictures, writers
 from diffusion_ebm.run import workdir as workdir_lib
 from diffusion_ebm.run.errors import InterruptedRun, UserError
-from diffusion_ebm.run.progress import Progress
+from diffusion_ebm.run.progress import Progress, doing
 
 _log = logging.getLogger(__name__)
 
@@ -95,9 +95,11 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
       if number := stop_requested():
         raise interrupts.stopped(number, 'stopped; what is scored is kept: run the same command again to go on')
 
+    doing('reading the data')
     sources = _load_sources(config)
     compared = reference.make(config.eval, config.data, sources, workdir_lib.make_cache(workdir), check_stop)
     evaluation = _Evaluation(config, workdir, folder, compared, _settings(config, compared), check_stop)
+    doing('building the network')
     model = model_lib.build(config)
     sampler = generate.make_sampler(config, model.shape, _batch_size(config))
     _write_report(evaluation)

@@ -29,7 +29,7 @@ from diffusion_ebm.networks import normal_factor
 from diffusion_ebm.run import checkpoints, files, interrupts, parallel, writers
 from diffusion_ebm.run import workdir as workdir_lib
 from diffusion_ebm.run.errors import DivergedError, SaveError, UserError
-from diffusion_ebm.run.progress import Progress
+from diffusion_ebm.run.progress import Progress, doing
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ def _check_same_everywhere(config, source):
 
 
 def _train(config, workdir, source):
+  doing('building the network')
   model = model_lib.build(config)
   with contextlib.ExitStack() as stack:
     saver = checkpoints.Saver(workdir, config.train.keep_checkpoints, config.train.keep_every, config.to_dict())
@@ -103,6 +104,7 @@ def _train(config, workdir, source):
     _describe(config, source, state)
     if step >= config.train.num_steps:
       return
+    doing('reading the first batch')
     batches = parallel.prefetch(
       data.train_batches(source, config.train.batch_size, config.seed, batches_read, parallel.share())
     )
