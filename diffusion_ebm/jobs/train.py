@@ -252,6 +252,7 @@ def _loop(config, workdir, step_fn, state, batches, saver, report, picture, tole
         if step == train.num_steps or step % train.sample_every == 0:
           with report.pause():
             report.progress.line('drawing samples')
+            doing('drawing samples')
             with tolerated():
               picture(step, state)
   except DivergedError as error:

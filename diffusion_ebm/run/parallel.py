@@ -283,7 +283,7 @@ def map_examples(function, batch_size: int):
       batches.append(jax.tree.map(lambda array: _joined(gather(array))[:count], results))  # noqa: B023
       if progress is not None:
         progress.update(count)
-        progress.line(always=first == 0)
+        progress.line(always=False)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
   return run
