@@ -8,7 +8,7 @@ def get_config():
   config.seed = 0
 
   config.data = data = ml_collections.ConfigDict()
-  data.name = ''  # digits, toy2d, images, or a name of TensorFlow Datasets
+  data.name = ''  # digits, toy2d, images, or a name of TensorFlow Datasets, also with a version: cifar10:3.0.2
   data.path = ''  # images: the folder or .zip; TensorFlow Datasets: where the sets are kept, '' for its own choice
   data.distribution = 'eight_gaussians'  # toy2d: eight_gaussians, checkerboard, two_moons or rings
   data.image_size = 32

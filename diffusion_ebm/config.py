@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from diffusion_ebm import evaluate, langevin, networks, noise_levels, older_versions, train_step
+from diffusion_ebm.data import tfds_data_dir
 from diffusion_ebm.networks import layers, normal_factor, resnet
 from diffusion_ebm.run import files
 from diffusion_ebm.run.errors import UserError
@@ -344,7 +345,7 @@ def load(workdir) -> ml_collections.ConfigDict | None:
 def check_same_run(config, workdir, free=()):
   """Raises a `UserError` that lists the keys in which the workdir's own configuration differs.
 
-  Keys that a run may change when it goes on (intervals, lengths, paths) do not count.
+  Keys that a run may change when it goes on (intervals, lengths, paths) do not count, nor does a data set's version.
 
   Args:
     config: a resolved configuration.
@@ -366,7 +367,7 @@ def check_same(config, saved: dict, where: str, free=()):
   differing = [
     key
     for key in sorted(here.keys() | saved_values.keys())
-    if here.get(key) != saved_values.get(key)
+    if not _is_same(key, here.get(key), saved_values.get(key))
     and key not in skip
     and key not in free
     and key.split('.')[0] not in (*free, *_FREE_SECTIONS)
@@ -376,3 +377,9 @@ def check_same(config, saved: dict, where: str, free=()):
     cosine = 'train.num_steps' in differing
     why = ' (with cosine decay, the length of the run shapes its learning rate)' if cosine else ''
     raise UserError(f'{where} belongs to another configuration: {listed}{why}; use another --workdir')
+
+
+def _is_same(key, one, other) -> bool:
+  if key == 'data.name':
+    one, other = (tfds_data_dir.split_version(str(name))[0] for name in (one, other))
+  return one == other

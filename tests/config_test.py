@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 
-from configs import default, digits
+from configs import cifar10, default, digits
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import data, train_step
 from diffusion_ebm import model as model_lib
@@ -335,6 +335,15 @@ class WorkdirTest(absltest.TestCase):
     with self.assertRaisesRegex(UserError, r'model\.ch \(16 there, 32 here\), seed \(0 there, 5 here\)'):
       config_lib.check_same_run(config, self.workdir)
     config_lib.check_same_run(config, self.workdir, free=('model', 'seed'))
+
+  def test_a_version_of_the_data_set_makes_no_other_run(self):
+    config = cifar10.get_config()
+    config_lib.save(config, self.workdir)
+    config.data.name = 'cifar10:3.0.1'
+    config_lib.check_same_run(config, self.workdir)
+    config.data.name = 'cifar100:3.0.2'
+    with self.assertRaisesRegex(UserError, r"data\.name \('cifar10' there, 'cifar100:3\.0\.2' here\)"):
+      config_lib.check_same_run(config, self.workdir)
 
   def test_with_cosine_decay_the_length_belongs_to_the_run(self):
     config = digits.get_config()

@@ -5,22 +5,10 @@ import numpy as np
 from diffusion_ebm.data import encoded
 from diffusion_ebm.data.decode import check_channels, fit, to_mode
 from diffusion_ebm.data.source import ArraySource
+from diffusion_ebm.data.tfds_data_dir import check_files, open_builder
 from diffusion_ebm.data.tfds_prepare import prepare
 from diffusion_ebm.run import paths
-from diffusion_ebm.run.errors import UnknownDataSetError, UserError
-
-_KNOWN = (
-  'mnist',
-  'cifar10',
-  'cifar100',
-  'svhn_cropped',
-  'celeb_a',
-  'lsun/church',
-  'lsun/bedroom',
-  'celeb_a_hq/128',
-  'celeb_a_hq/256',
-)
-_TFDS_NAMES = {'lsun/church': 'lsun/church_outdoor'}
+from diffusion_ebm.run.errors import UserError
 
 
 def load(data, split):
@@ -40,7 +28,7 @@ def load(data, split):
     UserError: there is no such data set or split, it cannot be prepared, or holds no images.
   """
   check_channels(data)
-  builder = _builder(data)
+  builder = open_builder(data.name, _data_dir(data.path))
   feature = _image_feature(builder, data.name)
   prepare(builder)
   examples = _examples(builder, data, split)
@@ -72,24 +60,11 @@ def load(data, split):
   return ArraySource(images, labels if labelled else None)
 
 
-def _builder(data):
-  import tensorflow_datasets as tfds
-
-  name = _TFDS_NAMES.get(data.name, data.name)
-  try:
-    return tfds.builder(name, data_dir=_data_dir(data.path))
-  except (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError) as error:
-    raise UnknownDataSetError(
-      f'no data set is called {data.name!r}: set --config.data.name to digits, toy2d, images, '
-      f'{", ".join(_KNOWN)}, or another image data set of TFDS'
-    ) from error
-
-
 def _data_dir(path):
   """TFDS reads from other storage than the local file system, too."""
   if '://' in path and not path.startswith('file://'):
     return path
-  return paths.local(path, '--config.data.path') or None
+  return paths.local(path, '--config.data.path')
 
 
 def _image_feature(builder, name):
@@ -118,14 +93,18 @@ def _examples(builder, data, split):
     examples = builder.as_data_source(name)
     len(examples)
   except (ValueError, KeyError) as error:
+    filled = ', '.join(each for each, info in builder.info.splits.items() if info.num_examples > 0)
+    if not filled:
+      raise UserError(f'{builder.data_dir} holds no examples: remove it to have it prepared anew') from error
     raise UserError(
-      f'{data.name} has no split {name!r}: set --config.data.{split}_split to one of {", ".join(builder.info.splits)}'
+      f'{data.name} has no split {name!r} with examples: set --config.data.{split}_split to one of {filled}'
     ) from error
   except NotImplementedError as error:  # what TFDS raises for files other than ArrayRecord
     raise UserError(
       f'{builder.data_dir} holds {data.name} in a format that cannot be read in random order: '
       'remove it, or set --config.data.path to another directory, to have it prepared anew'
     ) from error
+  check_files(builder, name)
   return examples
 
 

@@ -18,6 +18,11 @@ CLASSIFIED = ('digits', 'mnist')
 _NOT_OF_FEATURES = ('random_flip', 'strict', 'max_memory_gb', 'num_workers')
 
 
+def is_classified(data) -> bool:
+  """Whether a small classifier says something of the data set that a `data` section names, whatever its version."""
+  return data.name.partition(':')[0] in CLASSIFIED
+
+
 @dataclasses.dataclass(frozen=True)
 class Extractor:
   """From examples to features.

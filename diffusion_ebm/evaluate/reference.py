@@ -56,7 +56,7 @@ def extractor_name(evaluation, data) -> str:
   """The extractor that the sections `eval` and `data` of a configuration ask for, or that suits the data."""
   if evaluation.extractor:
     return evaluation.extractor
-  return 'pixels' if data.name == 'toy2d' else 'classifier' if data.name in features.CLASSIFIED else 'inception'
+  return 'pixels' if data.name == 'toy2d' else 'classifier' if features.is_classified(data) else 'inception'
 
 
 def split(evaluation, data) -> str:

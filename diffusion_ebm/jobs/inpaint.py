@@ -70,7 +70,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
   _log.info(
     '%d completions of each of %d images in %s.npz, a picture beside it', settings.completions, len(originals), base
   )
-  if config.data.name in features.CLASSIFIED and not settings.images:
+  if features.is_classified(config.data) and not settings.images:
     opinion = _classify(config, workdir_lib.make_cache(workdir), originals, source.labels[index], hidden, completions)
     files.write_json(base + '.json', {'step': step, 'seed': seed, 'mask': name, 'repeats': settings.repeats, **opinion})
     _log.info(_OPINION, *(100 * share for share in opinion.values()))

@@ -312,7 +312,7 @@ def _reference(config, levels, cache):
   """`(name, extract, reference, real)` of the features; `real` is the distance of other real data, for comparison."""
   settings = config.long_run
   name = settings.extractor or (
-    'classifier' if config.data.name in features.CLASSIFIED and not settings.level else 'pixels'
+    'classifier' if features.is_classified(config.data) and not settings.level else 'pixels'
   )
   other = 'train' if settings.split == 'test' else 'test'
   sources = {settings.split: data.load_source(config.data, settings.split)}

@@ -4,10 +4,10 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from configs import digits
+from configs import default, digits
 from diffusion_ebm import data
 from diffusion_ebm.data.source import ArraySource
-from diffusion_ebm.evaluate import classifier, features
+from diffusion_ebm.evaluate import classifier, features, reference
 from diffusion_ebm.run.errors import UserError
 from tests import testing
 
@@ -34,6 +34,15 @@ class FeaturesTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, message) as caught:
       features.check_examples(images, (2, 2, 1))
     self.assertNotIn('\n', str(caught.exception))
+
+  @parameterized.parameters(
+    ('digits', True), ('mnist', True), ('mnist:3.0.1', True), ('cifar10', False), ('huggingface:mnist', False)
+  )
+  def test_a_classifier_suits_digits_in_every_version(self, name, suits):
+    config = default.get_config()
+    config.data.name = name
+    self.assertEqual(features.is_classified(config.data), suits)
+    self.assertEqual(reference.extractor_name(config.eval, config.data), 'classifier' if suits else 'inception')
 
   @testing.long
   def test_the_classifier_learns_the_digits_and_is_kept(self):
