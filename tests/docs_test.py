@@ -1,57 +1,62 @@
 """The examples in docs/, on a tiny run: what stands behind an expression as a comment is its value."""
 
-import ast
 import json
 import os
-import re
+import shutil
+import subprocess
+import sys
 import tempfile
 
 from absl.testing import absltest
 
 from configs import digits
-from tests import testing
+from tests import docs_examples, testing
 
-
-def examples(name):
-  """The Python blocks of a page."""
-  with open(os.path.join(testing.ROOT, 'docs', name), encoding='utf-8') as file:
-    return re.findall(r'^```python\n(.*?)^```$', file.read(), re.DOTALL | re.MULTILINE)
-
-
-def run(block, names):
-  """Runs a block; returns `(what it says, what is so)` for each expression with a comment."""
-  lines, checked = block.splitlines(), []
-  for statement in ast.parse(block).body:
-    _, hash_mark, expected = lines[statement.end_lineno - 1].partition('  # ')
-    if isinstance(statement, ast.Expr) and hash_mark:
-      checked.append((expected, repr(eval(ast.unparse(statement), names))))
-    else:
-      exec(compile(ast.Module([statement], []), 'example', 'exec'), names)
-  return checked
+# With the least number of values that are said.
+_PAGES = {'docs/api.md': 15, 'docs/tuning.md': 1, 'README.md': 0}
 
 
 @testing.long
 class DocsTest(absltest.TestCase):
+  """With the package alone, as after `pip install .`: neither `configs/` nor `main.py` can be imported."""
+
   def setUp(self):
     super().setUp()
-    folder = self.enterContext(tempfile.TemporaryDirectory())
-    self.addCleanup(os.chdir, os.getcwd())
-    os.chdir(folder)
-    os.makedirs('runs/digits/density')
+    self.folder = os.path.realpath(self.enterContext(tempfile.TemporaryDirectory()))
+    shutil.copytree(os.path.join(testing.ROOT, 'diffusion_ebm'), os.path.join(self.folder, 'site', 'diffusion_ebm'))
+    workdir = os.path.join(self.folder, 'runs', 'digits')
     config = digits.get_config()
     config.model.update({'ch': 8, 'ch_mult': (1,)})
     config.sampling.update({'num_steps': 2, 'generation_steps': 2})
-    testing.save_first_state(config, 'runs/digits')
-    with open('runs/digits/density/results.json', 'w', encoding='utf-8') as file:
+    os.makedirs(os.path.join(workdir, 'density'))
+    testing.save_first_state(config, workdir)
+    with open(os.path.join(workdir, 'density', 'results.json'), 'w', encoding='utf-8') as file:
       json.dump({'step': 0, 'log_z': [{'level': 0, 'log_z': 1.0}]}, file)
 
+  def run_python(self, *args):
+    """What a process prints that finds the package and what it requires, but not the project."""
+    env = os.environ | {'PYTHONPATH': os.path.join(self.folder, 'site'), 'PYTHONSAFEPATH': '1', 'JAX_PLATFORMS': 'cpu'}
+    result = subprocess.run([sys.executable, *args], cwd=self.folder, env=env, capture_output=True, text=True)
+    self.assertEqual(result.returncode, 0, result.stderr)
+    return result.stdout
+
   def test_examples_say_what_is_so(self):
-    for name, least in (('api.md', 15), ('tuning.md', 1), ('../README.md', 0)):
-      names, checked = {}, []
-      for block in examples(name):
-        checked += run(block, names)
-      self.assertEqual([said for said, _ in checked], [found for _, found in checked], name)
+    code = 'from importlib.util import find_spec as f; print(f("configs"), f("main"), f("diffusion_ebm").origin)'
+    self.assertEqual(self.run_python('-c', code), f'None None {self.folder}/site/diffusion_ebm/__init__.py\n')
+    pages = [os.path.join(testing.ROOT, page) for page in _PAGES]
+    printed = self.run_python(docs_examples.__file__, *pages)
+    for (page, least), checked in zip(_PAGES.items(), json.loads(printed), strict=True):
+      self.assertEqual([said for said, _ in checked], [found for _, found in checked], page)
       self.assertGreaterEqual(len(checked), least)
+
+
+class PackageTest(absltest.TestCase):
+  def test_what_is_installed_is_all_that_there_is(self):
+    # setuptools looks for packages, folders with an __init__.py, and takes only the Python files in them.
+    for folder, _, names in os.walk(os.path.join(testing.ROOT, 'diffusion_ebm')):
+      if os.path.basename(folder) != '__pycache__':
+        self.assertIn('__init__.py', names, folder)
+        self.assertEmpty([name for name in names if not name.endswith('.py')], folder)
 
 
 if __name__ == '__main__':
