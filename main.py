@@ -6,6 +6,7 @@ python main.py --config=configs/cifar10.py --workdir=runs/cifar10 [--mode=MODE] 
 import importlib
 import logging
 import os
+import signal
 import sys
 
 from absl import flags
@@ -83,7 +84,9 @@ def main():
   logging.getLogger('diffusion_ebm').setLevel(logging.INFO)
   logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax explains itself there, at length
   with errors.shown():
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head -1` ends like any program
     config = command_line.parse(sys.argv, _DEFAULT_CONFIG, default.get_config())
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a job goes on, whoever reads what it prints
     workdir = paths.workdir(_WORKDIR.value or '')
     if not workdir:
       raise UserError('--workdir is missing: name the folder for checkpoints, samples and logs')

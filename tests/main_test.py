@@ -109,6 +109,32 @@ class WrongTest(absltest.TestCase):
     self.assertEqual((result.stdout, os.listdir(self.folder)), ('', []))
 
 
+class PipeTest(absltest.TestCase):
+  """Nobody reads any more, as after `| head -1`."""
+
+  def setUp(self):
+    super().setUp()
+    read, self.pipe = os.pipe()
+    os.close(read)
+    self.addCleanup(os.close, self.pipe)
+
+  def run_main(self, *args, **streams):
+    env = os.environ | {'JAX_PLATFORMS': 'cpu'}
+    return subprocess.run([sys.executable, MAIN, *args], stdout=self.pipe, text=True, env=env, check=False, **streams)
+
+  def test_help_ends_without_a_word(self):
+    result = self.run_main('--help', stderr=subprocess.PIPE)
+    self.assertEqual((result.returncode, result.stderr), (-signal.SIGPIPE, ''))
+
+  @testing.long
+  def test_a_job_goes_on(self):
+    workdir = self.enterContext(tempfile.TemporaryDirectory())
+    testing.save_first_state(testing.toy2d_config(), workdir)
+    result = self.run_main(f'--workdir={workdir}', '--mode=sample', '--num_samples=4', stderr=self.pipe)
+    self.assertEqual(result.returncode, 0)
+    self.assertIn('samples_0.npz', os.listdir(os.path.join(workdir, 'samples')))
+
+
 class TablesTest(absltest.TestCase):
   def test_each_short_name_names_a_key_that_has_a_default(self):
     config = default.get_config()

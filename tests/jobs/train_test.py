@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import tempfile
+import time
 from unittest import mock
 
 from absl.testing import absltest
@@ -114,6 +115,22 @@ class TrainTest(absltest.TestCase):
       train.run(testing.digits_config(), self.folder)
     self.assertIn('going on from step 2', '\n'.join(logs.output))
     self.assert_same_as_at_once(self.folder)
+
+  @testing.long
+  def test_a_clock_that_goes_back_to_2001_changes_nothing(self):
+    train.run(testing.digits_config(num_steps=2), self.folder)
+    now, now_ns, back = time.time, time.time_ns, time.time() - 1_000_000_000
+    with (
+      mock.patch.object(time, 'time', lambda: now() - back),
+      mock.patch.object(time, 'time_ns', lambda: now_ns() - int(back) * 10**9),
+    ):
+      self.assertEqual(time.gmtime(time.time()).tm_year, 2001)
+      train.run(testing.digits_config(), self.folder)
+      for path, _, names in os.walk(os.path.join(checkpoints.directory(self.folder), '4')):
+        for name in names:
+          os.utime(os.path.join(path, name), (time.time(), time.time()))
+      self.assertEqual(testing.steps_of(self.folder), [2, 4])
+      self.assert_same_as_at_once(self.folder)  # of the newest by number, not by date
 
   def test_ctrl_c_saves_and_the_next_run_goes_on_from_there(self):
     handler = signal.getsignal(signal.SIGINT)

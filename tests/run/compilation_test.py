@@ -1,11 +1,16 @@
 """Compiler options and the cache of compiled programs."""
 
+import glob
 import os
+import tempfile
 from unittest import mock
+import warnings
 
 from absl.testing import absltest
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_ebm.run import compilation
 
@@ -38,6 +43,42 @@ class CompilationTest(absltest.TestCase):
       jax.config.update('jax_compilation_cache_dir', None)
       compilation.use_cache()
       self.assertStartsWith(jax.config.jax_compilation_cache_dir, '/of/the/user/diffusion_ebm/jax-')
+
+  def compile_beside(self, folder):
+    """Compiles and runs a program with the cache in a folder, as a new process would."""
+    changes = {'jax_compilation_cache_dir': folder, 'jax_persistent_cache_min_compile_time_secs': 0.0}
+    before = {name: getattr(jax.config, name) for name in changes}
+    try:
+      for name, value in changes.items():
+        jax.config.update(name, value)
+      compilation_cache.reset_cache()
+      jax.clear_caches()
+      compiled = compilation.compile_lowered(jax.jit(lambda x: jnp.sin(x) * 2).lower(jnp.ones(3)))
+      np.testing.assert_allclose(compiled(jnp.arange(3.0)), 2 * np.sin(np.arange(3)), rtol=1e-6)
+    finally:
+      for name, value in before.items():
+        jax.config.update(name, value)
+      compilation_cache.reset_cache()
+
+  def test_a_cache_whose_files_are_cut_off_or_full_of_something_else_does_no_harm(self):
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    with warnings.catch_warnings(action='error'):
+      self.compile_beside(folder)
+      self.compile_beside(folder)
+    paths = glob.glob(os.path.join(folder, '*-cache'))
+    self.assertNotEmpty(paths)
+    for content in (b'', None, bytes(range(256)) * 99):
+      for path in paths:
+        with open(path, 'rb') as file:
+          cut = file.read()[:100]
+        with open(path, 'wb') as file:
+          file.write(cut if content is None else content)
+      with self.assertWarnsRegex(UserWarning, 'Error reading persistent compilation cache'):
+        self.compile_beside(folder)
+
+  def test_a_cache_that_cannot_be_written_does_no_harm(self):
+    with self.assertWarnsRegex(UserWarning, 'persistent compilation cache'):
+      self.compile_beside('/dev/null/cache')
 
 
 if __name__ == '__main__':

@@ -90,7 +90,7 @@ class CommandLineTest(absltest.TestCase):
     testing.save_first_state(config, os.path.join(folder, 'run'))
     with open(os.path.join(folder, 'flags'), 'w', encoding='utf-8') as file:
       file.write('--workdir=~/run\n--mode=sample\n--num_samples=4\n')
-    result = self.run_main(f'--flagfile={folder}/flags', HOME=folder, XDG_CACHE_HOME='/nowhere')
+    result = self.run_main(f'--flagfile={folder}/flags', HOME=folder, XDG_CACHE_HOME='/dev/null/cache')
     self.assertEqual(result.returncode, 0, result.stderr)
     with np.load(os.path.join(folder, 'run', 'samples', 'samples_0.npz')) as file:
       self.assertEqual(file['samples'].shape, (4, 2))
