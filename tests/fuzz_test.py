@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 import types
+from unittest import mock
 import zipfile
 
 from absl.testing import absltest
@@ -20,15 +21,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
+from tensorflow_datasets.image_classification import cifar
 
 from configs import default, digits, toy2d
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import networks, noise_levels, optimizer, train_step
 from diffusion_ebm.data import load_source
 from diffusion_ebm.evaluate import feature_statistics, inception_weights
-from diffusion_ebm.run import checkpoints
+from diffusion_ebm.run import checkpoints, paths
 from diffusion_ebm.run.errors import UserError
 from tests import forks, testing
+from tests.data import tfds_data_dir_test
 from tests.evaluate.inception_test import save_torch
 from tests.run.checkpoints_test import state_at
 
@@ -75,6 +78,11 @@ def values(old):
   return _TEXTS
 
 
+# What people, scripts and other systems put into names.
+_PATH_PARTS = st.one_of(
+  st.sampled_from(['run', '~', '..', 'ch=[1,2]', 'a b', 'ä', '日本', '-x', 'a*', 'x?', 'b\\c', "it's", '%20', '$HOME']),
+  st.text(min_size=1, max_size=6).filter(lambda text: '/' not in text),
+)
 KEYS = sorted(key for key, _ in config_lib._flatten(default.get_config().to_dict()))
 
 
@@ -235,6 +243,50 @@ class FuzzTest(absltest.TestCase):
       return
     read = source.read(np.arange(len(source)))
     self.assertEqual((read.dtype, read.shape[1:]), (np.uint8, (4, 4, channels)))
+
+  @fuzz(
+    60, parts=st.lists(_PATH_PARTS, min_size=1, max_size=4), scheme=st.sampled_from(['', '', '', 'file://', 'gs://'])
+  )
+  def test_a_path_is_taken_literally_or_refused(self, parts, scheme):
+    relative = os.path.join(*parts).lstrip('/')
+    given = scheme + (self.folder + '/' if scheme else '') + relative
+    try:
+      path = os.path.join(self.folder, paths.workdir(given))
+    except UserError as error:
+      self.assertNotIn('\n', str(error))
+      return
+    self.assertNoCommonElements(path, '[]*?\\')
+    if '..' in relative or '~' in relative or '%' in relative or '\0' in relative:
+      return  # elsewhere
+    try:
+      os.makedirs(path, exist_ok=True)
+      config_lib.save(config_lib.resolve(digits.get_config()), path)
+    except OSError:  # too long a name, or a file in the way
+      return
+    self.assertEqual(config_lib.load(os.path.join(self.folder, relative)).data.name, 'digits')
+
+  def test_a_prepared_data_set_is_read_or_refused(self):
+    sets = tfds_data_dir_test.DataDirTest
+    sets.setUpClass()
+    self.addCleanup(sets.doClassCleanups)
+    files = sorted(glob.glob(os.path.join(sets.prepared, 'cifar10', '*', '*')))
+
+    @fuzz(25, draw=st.data(), name=st.sampled_from(files))
+    def damage_one(self, draw, name):
+      path = os.path.join(tempfile.mkdtemp(dir=self.folder), 'sets')
+      shutil.copytree(sets.prepared, path)
+      with open(name, 'rb') as file:
+        content = damaged(draw.draw, file.read())
+      with open(os.path.join(path, os.path.relpath(name, sets.prepared)), 'wb') as file:
+        file.write(content)
+      try:
+        with mock.patch.object(cifar.Cifar10, '_split_generators', side_effect=OSError('no network')):
+          self.assertLen(sets.load(path=path), 7)
+      except UserError as error:
+        self.assertNotIn('\n', str(error))
+      shutil.rmtree(path)
+
+    damage_one(self)
 
   def test_a_damaged_checkpoint_folder_never_gives_another_state(self):
     intact = os.path.join(self.folder, 'intact')
