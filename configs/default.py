@@ -131,7 +131,7 @@ def get_config():
   evaluation.num_samples = 50_000
   evaluation.seed = 0  # of the samples
   evaluation.batch_size = 64  # examples whose features are computed at once, over all devices
-  evaluation.statistics = ''  # a .npz with mu and sigma of the data, instead of computing them
+  evaluation.statistics = ''  # a .npz with mu and sigma, or pool_3, of the data, instead of computing them
   evaluation.inception_weights = ''  # path of pt_inception-2015-12-05-6726825d.pth, '' to download it once
   evaluation.baselines = True  # score simple generators beside the model
   evaluation.save_samples = False  # as eval/samples_STEP.npz

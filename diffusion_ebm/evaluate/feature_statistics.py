@@ -3,16 +3,22 @@
 import dataclasses
 import hashlib
 import json
+import logging
 
 import numpy as np
+from scipy import linalg
 
 from diffusion_ebm.evaluate import scores
 from diffusion_ebm.run import files, paths
 from diffusion_ebm.run.errors import UserError
 from diffusion_ebm.run.progress import Progress
 
+_log = logging.getLogger(__name__)
+
 # Features of more examples than these are not kept.
 MAX_KEPT = 50_000
+# Rounding to float32 leaves no eigenvalue of a covariance below so much of the largest.
+_COARSE = -1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +105,10 @@ def load(path: str) -> Statistics | None:
 
 
 def load_given(path: str, dim: int) -> tuple[np.ndarray, np.ndarray]:
-  """Reads published statistics: a `.npz` with `mu` (D,) and `sigma` (D, D).
+  """Reads published statistics, a `.npz`, and checks all that can be checked.
+
+  It holds `mu` (D,) and `sigma` (D, D), as of pytorch-fid, EDM and the reference batches of guided-diffusion, or
+  `pool_3` (N, D), the features themselves, as of score_sde. Anything else in it is not read.
 
   Args:
     path: the file.
@@ -109,21 +118,59 @@ def load_given(path: str, dim: int) -> tuple[np.ndarray, np.ndarray]:
     `(mean, covariance)`, float64.
 
   Raises:
-    UserError: the file is not such a one, or is for other features.
+    UserError: the file is not such a one, is for other features, or holds what is no mean or covariance.
   """
   name = f'--config.eval.statistics={path}'
+  arrays = _read_given(paths.local(path, '--config.eval.statistics'), name)
+  for key, array in arrays.items():
+    if array.shape != {'mu': (dim,), 'sigma': (dim, dim), 'pool_3': (*array.shape[:1], dim)}[key]:
+      raise UserError(
+        f'{name} is for other features: {key} is {array.shape}, but the features have {dim} dimensions; change '
+        '--config.eval.extractor or the file'
+      )
+    if not np.all(np.isfinite(array)):
+      raise UserError(f'{name} holds a {key} that is not finite: fetch it again')
+  if 'pool_3' in arrays:
+    if len(arrays['pool_3']) < 2:
+      raise UserError(f'{name} holds a pool_3 of fewer than two rows, which have no covariance: give more')
+    moments = scores.Moments(dim)
+    moments.add(arrays['pool_3'])
+    return moments.mean, moments.covariance
+  return arrays['mu'].astype(np.float64), _check_covariance(arrays['sigma'].astype(np.float64), name)
+
+
+def _read_given(path, name):
+  """`mu` and `sigma`, or `pool_3`: real numbers of any shape."""
   try:
-    file = files.read_npz(paths.local(path, '--config.eval.statistics'))
-    mean, covariance = (np.asarray(file[key], np.float64) for key in ('mu', 'sigma'))
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise UserError(f'{name} cannot be read ({error}): give a .npz with the arrays mu and sigma') from error
-  if mean.shape != (dim,) or covariance.shape != (dim, dim):
-    raise UserError(
-      f'{name} is for other features: mu is {mean.shape} and sigma {covariance.shape}, but the features '
-      f'have {dim} dimensions; change --config.eval.extractor or the file'
-    )
-  if not (np.all(np.isfinite(mean)) and np.all(np.isfinite(covariance))):
-    raise UserError(f'{name} holds numbers that are not finite: fetch it again')
+    arrays = files.read_npz(path, names=('mu', 'sigma', 'pool_3'))
+  except (OSError, ValueError) as error:
+    remedy = 'give a .npz with the arrays mu and sigma'
+    if files.PICKLE in str(error):  # of EDM2
+      convert = f"numpy.savez({path + '.npz'!r}, **pickle.load(open({path!r}, 'rb'))['fid'])"
+      remedy = f'if you trust it, give what this writes: python -c "import numpy, pickle; {convert}"'
+    raise UserError(f'{name} cannot be read ({error}): {remedy}') from error
+  for keys in (('mu', 'sigma'), ('pool_3',)):
+    if all(key in arrays for key in keys):
+      arrays = {key: arrays[key] for key in keys}
+      break
+  else:
+    raise UserError(f'{name} holds neither mu and sigma nor pool_3: give a .npz of moments or features of the data')
+  for key, array in arrays.items():
+    if array.dtype.kind not in 'fiu':
+      raise UserError(f'{name}: {key} is of type {array.dtype}, not of real numbers: give another file')
+  return arrays
+
+
+def _check_covariance(covariance, name):
+  """It, symmetric to the last bit."""
   if not np.allclose(covariance, covariance.T, rtol=1e-4, atol=1e-6 * np.abs(covariance).max()):
     raise UserError(f'{name} holds a sigma that is not symmetric: fetch it again')
-  return mean, (covariance + covariance.T) / 2
+  covariance = covariance / 2 + covariance.T / 2
+  try:
+    values = linalg.eigvalsh(covariance)
+    scores.check_eigenvalues(values)
+  except ValueError as error:
+    raise UserError(f'{name} holds a sigma with {error}; fetch it again') from error
+  if values[0] < _COARSE * values[-1]:
+    _log.warning('%s: sigma was rounded so coarsely that the Frechet distance may be wrong by a few per cent', name)
+  return covariance

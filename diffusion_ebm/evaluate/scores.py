@@ -16,6 +16,8 @@ _MIN_BLOCKS = MIN_SAMPLES // 2
 MAX_NEIGHBOURS = 10_000
 # Squared distances are exact to so much of the largest squared norm; pairs computed again at once.
 _ROUNDING, _PAIRS = 1e-11, 4096
+# A matrix with an eigenvalue below so much of the largest is no covariance; less is due to rounding, in half precision.
+_INDEFINITE = -1e-3
 # Of precision and recall, and of density and coverage: as published.
 _K_PRECISION, _K_DENSITY = 3, 5
 
@@ -80,13 +82,20 @@ class Moments:
     return self._squares / (self.count - 1)
 
 
+def check_eigenvalues(values):
+  """Raises a `ValueError` for eigenvalues, ascending, that no covariance has, not even one that was rounded."""
+  if values[0] < _INDEFINITE * max(values[-1], 0):
+    raise ValueError(f'eigenvalues from {values[0]:.3g} to {values[-1]:.3g}: it is no covariance')
+
+
 def _root(covariance):
-  """R with R R^T = covariance, without the directions in which there is nothing but rounding: (D, rank)."""
+  """R with R R^T = covariance, without the directions in which there is nothing but rounding: (D, rank).
+
+  Rounding to a coarser type, such as float32, moves eigenvalues of zero as far up as down: the lowest shows how far.
+  """
   values, vectors = linalg.eigh(covariance)
-  noise = len(values) * np.finfo(np.float64).eps * max(values[-1], 0)
-  if values[0] < -1e3 * noise:
-    raise ValueError(f'a covariance has the eigenvalue {values[0]:.3g}: it is none')
-  kept = values > noise
+  check_eigenvalues(values)
+  kept = values > max(len(values) * np.finfo(np.float64).eps * values[-1], -values[0])
   return vectors[:, kept] * np.sqrt(values[kept])
 
 
@@ -106,11 +115,12 @@ def frechet_distance(mean_1, covariance_1, mean_2, covariance_2) -> float:
     The distance, at least 0.
 
   Raises:
-    ValueError: a covariance has a negative eigenvalue, or something is not finite.
+    ValueError: a covariance has negative eigenvalues, beyond what rounding leads to, or something is not finite.
 
   Source: Dowson and Landau 1982; Heusel et al. 2017, equation 6.
   """
-  roots = [_root(np.asarray(covariance, np.float64)) for covariance in (covariance_1, covariance_2)]
+  covariance_1, covariance_2 = (np.asarray(covariance, np.float64) for covariance in (covariance_1, covariance_2))
+  roots = [_root(covariance) for covariance in (covariance_1, covariance_2)]
   overlap = linalg.svdvals(roots[0].T @ roots[1]).sum() if all(root.shape[1] for root in roots) else 0.0
   apart = np.sum((np.asarray(mean_1, np.float64) - mean_2) ** 2)
   return max(float(apart + np.trace(covariance_1) + np.trace(covariance_2) - 2 * overlap), 0.0)

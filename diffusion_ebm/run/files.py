@@ -5,12 +5,27 @@ import io
 import json
 import math
 import os
+import re
 import zipfile
 
 import numpy as np
 
 # The largest that this project writes for itself, features of 50,000 examples, are a sixth of it.
 MAX_BYTES = 4 * 2**30
+
+PICKLE = 'it is a pickle, which is not read, since it could run any code'
+# How files begin that are often taken for others.
+_SIGNS = {
+  rb'\Z': 'it is empty',
+  rb'(?i)\s*<(!doctype|html|head|\?xml)': 'it is a web page, as servers send in place of a file',
+  rb'version https://git-lfs': 'it is a pointer of Git LFS: `git lfs pull` fetches the file itself',
+  rb'(?s).{6}\0\0\{"': 'it is a file of safetensors',
+  rb'(?s)\n.{1,3}\n.[\w/]+\x12': 'it is a graph of TensorFlow',
+  rb'\x1f\x8b': 'it is compressed by gzip',
+  rb'\x89HDF': 'it is a file of HDF5',
+  rb'\x93NUMPY': 'it is a single array (.npy)',
+  rb'\x80[\2-\5]': PICKLE,
+}
 
 
 @contextlib.contextmanager
@@ -111,12 +126,23 @@ def read_json(path):
     raise ValueError('nested too deeply') from error
 
 
-def read_npz(path, max_bytes: int = MAX_BYTES) -> dict[str, np.ndarray]:
-  """Reads all arrays of a `.npz` file.
+def mistaken_for(path) -> str:
+  """What kind of file this is, by its first bytes, where one of arrays or weights should be; '' if unknown."""
+  try:
+    with open(path, 'rb') as file:
+      head = file.read(256)
+  except OSError:
+    return ''
+  return next((kind for sign, kind in _SIGNS.items() if re.match(sign, head)), '')
+
+
+def read_npz(path, max_bytes: int = MAX_BYTES, names=None) -> dict[str, np.ndarray]:
+  """Reads arrays of a `.npz` file.
 
   Args:
     path: the file.
-    max_bytes: unpacked, of all arrays together.
+    max_bytes: unpacked, of all that are read together.
+    names: read only those of these that there are; None for all.
 
   Raises:
     OSError: the file cannot be opened.
@@ -124,12 +150,13 @@ def read_npz(path, max_bytes: int = MAX_BYTES) -> dict[str, np.ndarray]:
   """
   try:
     with zipfile.ZipFile(path) as archive:
-      size = sum(info.file_size for info in archive.infolist())
+      sizes = [(info.filename.removesuffix('.npy'), info.file_size) for info in archive.infolist()]
+    size = sum(size for name, size in sizes if names is None or name in names)
     if size > max_bytes:
       raise ValueError(f'it unpacks to {size} bytes, more than {max_bytes}')
     with np.load(path, allow_pickle=False) as file:
-      return {name: np.asarray(file[name]) for name in file.files}
+      return {name: np.asarray(file[name]) for name in file.files if names is None or name in names}
   except OSError:
     raise
   except Exception as error:  # a damaged file may lead to anything
-    raise ValueError(' '.join(f'{error}'.split()) or type(error).__name__) from error
+    raise ValueError(mistaken_for(path) or ' '.join(f'{error}'.split()) or type(error).__name__) from error

@@ -72,6 +72,21 @@ class FrechetTest(parameterized.TestCase):
     with self.assertRaises(ValueError):
       scores.frechet_distance(np.zeros(2), np.eye(2) * np.nan, np.zeros(2), np.eye(2))
 
+  def test_covariances_of_low_rank_in_single_precision(self):
+    # Commuting covariances; rounding leaves eigenvalues of zero at +-1e-8.
+    basis, first, second = rotation(200, 0), np.r_[np.linspace(1, 2, 9), np.zeros(191)], np.linspace(0.5, 1, 200)
+    rounded = covariance(first, basis).astype(np.float32)
+    self.assertLess(np.linalg.eigvalsh(rounded.astype(np.float64))[0], -1e-9)
+    zero = np.zeros(200)
+    for other, values in ((covariance(second, basis), second), (covariance(4 * first, basis), 4 * first)):
+      expected = np.sum((np.sqrt(first) - np.sqrt(values)) ** 2)
+      self.assert_distance(expected, zero, rounded, zero, other)
+      self.assert_distance(expected, zero, other, zero, rounded)
+    self.assert_distance(0, zero, rounded, zero, rounded, scale=np.sum(first))
+
+  def test_nothing_is_a_covariance_too(self):
+    self.assert_distance(2, np.zeros(2), np.zeros((2, 2)), np.ones(2), np.zeros((2, 2)))
+
 
 class MomentsTest(absltest.TestCase):
   def test_batches_give_what_all_rows_give_even_far_from_the_origin(self):
@@ -181,6 +196,73 @@ class ScoreTest(absltest.TestCase):
     expected = scores.frechet_distance(fake.mean(0), np.cov(fake.T), real.mean(0), np.cov(real.T))
     np.testing.assert_allclose(found['fid'], expected, rtol=RTOL)
     self.assertIsNone(scores.score(fake, None, real.mean(0), np.cov(real.T), real)['inception_score'])
+
+
+DIM, COPIES = 3, 10  # as many copies as parts of the kernel distance, so that all parts are equal
+
+
+def axes(scale, shift=0.0):
+  """Both ends of the axes, `COPIES` times, (60, 3): their mean is `shift`, their covariance `scale^2 / DIM 60 / 59`."""
+  return np.tile(np.concatenate([np.eye(DIM), -np.eye(DIM)]) * scale + shift, (COPIES, 1))
+
+
+def kid_of_axes(first, second):
+  """Of two sets of `axes`, by counting pairs: the same end, the opposite one, and four at right angles."""
+
+  def same(scale):
+    return ((1 - scale**2 / DIM) ** 3 + 4) / 5
+
+  across = ((1 + first * second / DIM) ** 3 + (1 - first * second / DIM) ** 3 + 4) / 6
+  return same(first) + same(second) - 2 * across
+
+
+AS_ONE = {'precision': 1, 'recall': 1, 'coverage': 1}
+APART = {'precision': 0, 'recall': 0, 'density': 0, 'coverage': 0}
+LINE = np.arange(60.0)[:, None]
+UNIT = 60 / 59  # of the unbiased variance
+ENDS = np.repeat([[1.0], [-1.0]], 30, axis=0)
+
+
+class AwkwardSetsTest(parameterized.TestCase):
+  """Each with the values that can be derived by hand."""
+
+  @parameterized.named_parameters(
+    ('identical', axes(2), axes(2), AS_ONE | {'fid': 0, 'kid': kid_of_axes(2, 2), 'density': COPIES / 5}),
+    ('permuted', np.random.default_rng(0).permutation(axes(2)), axes(2), AS_ONE | {'fid': 0, 'density': COPIES / 5}),
+    # Of 0 .. 59, whose variance is 305, one is missing and another there twice.
+    (
+      'duplicate',
+      np.r_[LINE[:-1], [[0.0]]],
+      LINE,
+      AS_ONE | {'fid': (59 / 60) ** 2 + (np.sqrt(305 - 59 / 60) - np.sqrt(305)) ** 2},
+    ),
+    ('constant', np.full((60, 2), 3.0), np.full((60, 2), 3.0), AS_ONE | {'fid': 0, 'kid': 0, 'density': 60 / 5}),
+    ('constants', np.full((60, 2), 3.0), np.ones((60, 2)), APART | {'fid': 8, 'kid': 10**3 + 2**3 - 2 * 4**3}),
+    ('shifted', axes(2, 0.3), axes(2), APART | {'fid': 3 * 0.3**2}),
+    ('scaled', axes(2), axes(3), APART | {'fid': (3 - 2) ** 2 * UNIT, 'kid': kid_of_axes(2, 3)}),
+    # Along u = (3, 4) and v = (1, 0): |u|^2 + |v|^2 - 2 |u . v|.
+    ('rank_one', ENDS * [3, 4], ENDS * [1, 0], APART | {'fid': (25 + 1 - 2 * 3) * UNIT}),
+    # Corners of two simplices in 50 dimensions, one three times the other; all samples lie in all balls of the data.
+    (
+      'fewer_than_dimensions',
+      np.eye(20, 50),
+      3 * np.eye(20, 50),
+      {'fid': 2**2 + 2**2 / 20, 'kid': 1 - 1.06**3, 'precision': 1, 'recall': 0, 'density': 20 / 5, 'coverage': 1},
+    ),
+    ('huge', axes(2e6), axes(3e6), APART | {'fid': 1e12 * UNIT, 'kid': kid_of_axes(2e6, 3e6)}),
+    ('tiny', axes(2e-6), axes(3e-6), APART | {'fid': 1e-12 * UNIT}),
+    ('far_apart', axes(1, 1e6), axes(1, -1e6), APART | {'fid': 3 * 4e12}),
+    ('integers', axes(2).astype(np.int8), axes(100).astype(np.int16), APART | {'fid': 98**2 * UNIT}),
+    ('half', axes(2).astype(np.float16), axes(300).astype('>f2'), APART | {'fid': 298**2 * UNIT}),
+  )
+  def test_scores(self, samples, data, expected):
+    moments = scores.Moments(data.shape[1])
+    moments.add(data)
+    found = scores.score(samples, None, moments.mean, moments.covariance, data)
+    self.assertTrue(all(np.isfinite(value) for value in found.values() if value is not None))
+    for name, value in expected.items():
+      scale = np.abs(data.astype(np.float64)).max() ** (6 if name == 'kid' else 2)
+      np.testing.assert_allclose(found[name], value, rtol=RTOL, atol=1e-12 * scale, err_msg=name)
 
 
 class TiesTest(parameterized.TestCase):

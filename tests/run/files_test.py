@@ -33,6 +33,15 @@ class NpzTest(absltest.TestCase):
     for name, array in arrays.items():
       np.testing.assert_array_equal(read[name], array)
 
+  def test_only_what_is_asked_for_is_read(self):
+    marker = self.path + '.ran'
+    np.savez_compressed(self.path, a=np.arange(3), b=np.array([_Evil(marker)], object), c=np.zeros(10**6))
+    read = files.read_npz(self.path, 1000, names=('a', 'd'))
+    self.assertEqual(list(read), ['a'])
+    np.testing.assert_array_equal(read['a'], np.arange(3))
+    with self.assertRaisesRegex(ValueError, 'it unpacks to 8000.*, more than 1000'):
+      files.read_npz(self.path, 1000, names=('a', 'c'))
+
   def test_objects_are_refused_and_nothing_is_executed(self):
     marker = self.path + '.ran'
     np.savez(self.path, a=np.array([_Evil(marker)], object))
