@@ -1,6 +1,7 @@
 """The published weights of the Inception network: fetched, checked, and read without executing what is in them."""
 
 import collections
+import functools
 import hashlib
 import io
 import logging
@@ -11,8 +12,10 @@ import urllib.request
 import zipfile
 
 from flax import traverse_util
+import jax
 import numpy as np
 
+from diffusion_ebm.evaluate import inception
 from diffusion_ebm.run import files, paths
 from diffusion_ebm.run.errors import UserError
 from diffusion_ebm.run.progress import Progress
@@ -27,6 +30,9 @@ _BYTES = 95_628_359
 _MAX_BYTES = 4 * _BYTES  # no file of these weights is larger, unpacked
 
 _EPSILON = 1e-3  # of the batch normalisation
+_BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var')
+_UNUSED = '.num_batches_tracked'
+_FAULTS_SHOWN = 2
 _CHUNK = 2**20
 
 # The first object in a file of PyTorch before 1.6.
@@ -53,7 +59,7 @@ def find(path: str) -> str:
   path = paths.local(path, '--config.eval.inception_weights')
   if path:
     if not os.path.isfile(path):
-      raise UserError(f'--config.eval.inception_weights={path} does not exist: it should be a copy of {URL}')
+      raise UserError(f'--config.eval.inception_weights={path} is no file: it should be a copy of {URL}')
     return path
   cache = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
   path = os.path.join(cache, 'diffusion_ebm', NAME)
@@ -104,7 +110,9 @@ def load(path: str):
   try:
     return from_arrays(read_torch(path))
   except Exception as error:  # a damaged file may lead to anything
-    cause = ' '.join(f'{error}'.split())[:300] or type(error).__name__
+    cause, kind = ' '.join(f'{error}'.split())[:300] or type(error).__name__, files.mistaken_for(path)
+    if kind not in ('', files.PICKLE):  # older files of PyTorch are pickles
+      cause = kind
     raise UserError(f'{path} cannot be read as Inception weights ({cause}): it should be a copy of {URL}') from error
 
 
@@ -119,21 +127,59 @@ def from_arrays(arrays: dict[str, np.ndarray]):
     The parameters.
 
   Raises:
-    KeyError: a weight is missing.
+    ValueError: they are not those of this network: one is missing, has another shape, or holds what no weight can be.
   """
+  _check(arrays)
   params = {('fc', 'kernel'): arrays['fc.weight'].T, ('fc', 'bias'): arrays['fc.bias']}
   for name, kernel in arrays.items():
     if not name.endswith('.conv.weight'):
       continue
     layer = name.removesuffix('.conv.weight')
-    scale, shift, mean, variance = (
-      arrays[f'{layer}.bn.{part}'].astype(np.float64) for part in ('weight', 'bias', 'running_mean', 'running_var')
-    )
+    scale, shift, mean, variance = (arrays[f'{layer}.bn.{part}'].astype(np.float64) for part in _BATCH_NORM)
     scale = scale / np.sqrt(variance + _EPSILON)
     path = tuple(layer.split('.')) if '.' in layer else ('stem', layer)
     params[(*path, 'kernel')] = kernel.transpose(2, 3, 1, 0) * scale
     params[(*path, 'bias')] = shift - mean * scale
   return traverse_util.unflatten_dict({path: np.asarray(value, np.float32) for path, value in params.items()})
+
+
+def _check(arrays):
+  """Raises a `ValueError` that names the first weights at fault."""
+  if any(name.startswith('AuxLogits.') for name in arrays) or np.shape(arrays.get('fc.weight')) == (1000, 2048):
+    raise ValueError("it is torchvision's network for classification, not that of the Frechet inception distance")
+  shapes = _shapes()
+  faults = [fault for name, shape in shapes.items() if (fault := _fault(name, arrays.get(name), shape))]
+  faults += [f'{name} is unknown' for name in arrays if name not in shapes and not name.endswith(_UNUSED)]
+  if faults:
+    more = f', and {len(faults) - _FAULTS_SHOWN} more' if len(faults) > _FAULTS_SHOWN else ''
+    raise ValueError(', '.join(faults[:_FAULTS_SHOWN]) + more)
+
+
+def _fault(name, array, shape):
+  if array is None:
+    return f'{name} is missing'
+  if array.shape != shape:
+    return f'{name} has the shape {array.shape}, not {shape}'
+  if not np.all(np.isfinite(array)):
+    return f'{name} is not finite'
+  return f'{name} is negative' if name.endswith('.running_var') and array.min() < 0 else ''
+
+
+@functools.cache
+def _shapes():
+  """Of all weights that the network needs, by PyTorch's names."""
+  images = np.zeros((1, inception.SIZE, inception.SIZE, 3), np.uint8)
+  params = jax.eval_shape(inception.Inception().init, jax.random.key(0), images)['params']
+  shapes = {}
+  for path, kernel in traverse_util.flatten_dict(params).items():
+    layer, width = '.'.join(path[:-1]).removeprefix('stem.'), kernel.shape[-1:]
+    if path == ('fc', 'kernel'):
+      shapes |= {'fc.weight': kernel.shape[::-1], 'fc.bias': width}
+    elif path[-1] == 'kernel':
+      height, breadth, channels, _ = kernel.shape
+      shapes[f'{layer}.conv.weight'] = (*width, channels, height, breadth)
+      shapes |= {f'{layer}.bn.{part}': width for part in _BATCH_NORM}
+  return shapes
 
 
 def read_torch(path: str) -> dict[str, np.ndarray]:
@@ -154,6 +200,8 @@ def read_torch(path: str) -> dict[str, np.ndarray]:
       if pickled is None:
         raise ValueError('a zip without data.pkl')
       root = pickled.removesuffix('data.pkl')
+      if f'{root}constants.pkl' in archive.namelist():
+        raise ValueError('it is a program (TorchScript)')
       tensors = _Unpickler(io.BytesIO(archive.read(pickled))).load()
       return _resolve(tensors, lambda storage: archive.read(f'{root}data/{storage.key}'))
   with open(path, 'rb') as file:
@@ -207,9 +255,13 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _resolve(tensors, read):
-  """The arrays of a dictionary of `_Tensor`; `read` gives the bytes of a storage."""
+  """The arrays of a dictionary of `_Tensor`, which may be part of a checkpoint; `read` gives the bytes of a storage."""
+  if not isinstance(tensors, dict):
+    raise ValueError('it holds no dictionary of tensors')
   arrays = {}
-  for name, tensor in tensors.items():
+  for name, tensor in tensors.get('state_dict', tensors).items():
+    if not isinstance(tensor, _Tensor):
+      raise ValueError(f'{name} is no tensor')
     values = np.frombuffer(read(tensor.storage), tensor.storage.dtype)
     size = values.itemsize
     if math.prod(tensor.shape) > len(values):

@@ -5,6 +5,7 @@ The reference: torch-fidelity 0.4.0's `inception-v3-compat`, in float32, on weig
 
 import collections
 import functools
+import gzip
 import hashlib
 import io
 import json
@@ -27,6 +28,7 @@ import numpy as np
 
 from diffusion_ebm.evaluate import features, inception, inception_weights
 from diffusion_ebm.run.errors import UserError
+from tests import testing
 
 
 @functools.cache
@@ -55,6 +57,9 @@ def weights():
   return {name: weight(name, shape) for name, shape in json.loads(str(reference()['names'])).items()}
 
 
+STORAGES = {'<f4': 'FloatStorage', '<f8': 'DoubleStorage', '<f2': 'HalfStorage', '<i8': 'LongStorage'}
+
+
 def torch_modules():
   """Stand-ins for the names that PyTorch's pickles call."""
   torch, utils = types.ModuleType('torch'), types.ModuleType('torch._utils')
@@ -68,45 +73,54 @@ def torch_modules():
   for function in (_rebuild_tensor_v2, _rebuild_parameter):
     function.__module__, function.__qualname__ = 'torch._utils', function.__name__
     setattr(utils, function.__name__, function)
-  for name in ('FloatStorage', 'LongStorage'):
+  for name in STORAGES.values():
     setattr(torch, name, type(name, (), {'__module__': 'torch'}))
   torch._utils = utils
   return {'torch': torch, 'torch._utils': utils}
 
 
-def save_torch(arrays, path, legacy, parameters=()):
-  """Writes a file as `torch.save` does: since 1.6 a zip, before it a row of pickles (`legacy`)."""
+def save_torch(arrays, path, legacy, parameters=(), nested=False):
+  """Writes a file as `torch.save` does: since 1.6 a zip, before it a row of pickles (`legacy`).
+
+  Views of one array share a storage; `nested` puts the tensors into a checkpoint.
+  """
   modules = torch_modules()
-  storages = {str(1000 + i): array for i, array in enumerate(arrays.values())}
+  bases = [array if array.base is None else array.base for array in arrays.values()]
+  keys = [str(1000 + id(base)) for base in bases]
+  storages = dict(zip(keys, bases, strict=True))
 
   class Storage:
     def __init__(self, key):
       self.key = key
 
   class Tensor:
-    def __init__(self, name, key):
-      self.name, self.key = name, key
+    def __init__(self, name, key, is_parameter):
+      self.name, self.key, self.is_parameter = name, key, is_parameter
 
     def __reduce__(self):
-      array = storages[self.key]
+      array, utils = arrays[self.name], modules['torch._utils']
+      if self.is_parameter:
+        return utils._rebuild_parameter, (Tensor(self.name, self.key, False), True, collections.OrderedDict())
+      start = (array.ctypes.data - storages[self.key].ctypes.data) // array.itemsize
       strides = tuple(s // array.itemsize for s in array.strides)
-      utils = modules['torch._utils']
-      rebuilt = utils._rebuild_tensor_v2, (Storage(self.key), 0, array.shape, strides, False, collections.OrderedDict())
-      if self.name not in parameters:
-        return rebuilt
-      return utils._rebuild_parameter, (Tensor('', self.key), True, collections.OrderedDict())
+      storage = Storage(self.key)
+      return utils._rebuild_tensor_v2, (storage, start, array.shape, strides, False, collections.OrderedDict())
 
   class Pickler(pickle.Pickler):
     def persistent_id(self, thing):
       if not isinstance(thing, Storage):
         return None
       array = storages[thing.key]
-      kind = modules['torch'].LongStorage if array.dtype == np.int64 else modules['torch'].FloatStorage
+      kind = getattr(modules['torch'], STORAGES[array.dtype.str])
       pid = 'storage', kind, thing.key, 'cpu', array.size
       return (*pid, None) if legacy else pid
 
-  state = collections.OrderedDict((name, Tensor(name, key)) for name, key in zip(arrays, storages, strict=True))
+  state = collections.OrderedDict(
+    (name, Tensor(name, key, name in parameters)) for name, key in zip(arrays, keys, strict=True)
+  )
   state._metadata = collections.OrderedDict(version=1)
+  if nested:
+    state = {'epoch': 3, 'state_dict': state}
   with mock.patch.dict(sys.modules, modules):
     if not legacy:
       pickled = io.BytesIO()
@@ -114,7 +128,7 @@ def save_torch(arrays, path, legacy, parameters=()):
       with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('weights/data.pkl', pickled.getvalue())
         for key, array in storages.items():
-          archive.writestr(f'weights/data/{key}', array.tobytes('A'))
+          archive.writestr(f'weights/data/{key}', array.tobytes())
       return
     with open(path, 'wb') as file:
       pickle.dump(0x1950A86A20F9469CFC6C, file, 2)
@@ -123,7 +137,7 @@ def save_torch(arrays, path, legacy, parameters=()):
       Pickler(file, 2).dump(state)
       pickle.dump(sorted(storages, reverse=True), file, 2)
       for key in sorted(storages, reverse=True):
-        file.write(storages[key].size.to_bytes(8, 'little') + storages[key].tobytes('A'))
+        file.write(storages[key].size.to_bytes(8, 'little') + storages[key].tobytes())
 
 
 class NetworkTest(parameterized.TestCase):
@@ -174,6 +188,22 @@ class NetworkTest(parameterized.TestCase):
       apply(extractor.params, grey)[0], apply(extractor.params, jnp.repeat(grey, 3, axis=3))[0], rtol=1e-4, atol=1e-4
     )
 
+  @parameterized.parameters((1, 1, 1), (17, 512, 3))
+  @testing.long
+  def test_images_of_any_size_count_as_what_they_are_resized_to(self, height, width, channels):
+    params = inception_weights.from_arrays(weights())
+    apply = functools.partial(
+      jax.jit(lambda params, x: inception.Inception().apply({'params': params}, x)['2048']), params
+    )
+    image = np.random.default_rng(0).integers(0, 256, (2, height, width, channels)).astype(np.uint8)
+    image = np.broadcast_to(image, (2, height, width, 3))
+    # One pixel is a constant image; of 299 x 299 nothing is resized.
+    resized = np.broadcast_to(image, (2, 299, 299, 3)) if height == 1 else inception.resize(image)
+    found = apply(image)
+    self.assertTrue(np.all(np.isfinite(found)))
+    self.assertGreater(np.abs(found[0] - found[1]).max(), 0.01)
+    np.testing.assert_allclose(found, apply(resized.astype(np.float32)), rtol=1e-4, atol=1e-4 * np.abs(found).max())
+
 
 class WeightsTest(parameterized.TestCase):
   def setUp(self):
@@ -182,17 +212,22 @@ class WeightsTest(parameterized.TestCase):
 
   @parameterized.parameters(False, True)
   def test_tensors_come_out_of_both_formats(self, legacy):
+    storage = np.arange(60, dtype=np.float32)
     arrays = {
       'a.weight': np.arange(24, dtype=np.float32).reshape(2, 3, 4),
       'b': np.array(7, np.int64),
+      'half': np.array([0.5, -2, 65504, 6e-8], np.float16),
+      'double': np.array([[1e-300, 0.1]]),
       'transposed': np.arange(6, dtype=np.float32).reshape(3, 2).T,
+      'part': storage[7:31].reshape(2, 3, 4)[:, 1:, ::2],
+      'other.part': storage[5:9],
     }
-    save_torch(arrays, self.path, legacy, parameters=('a.weight',))
-    found = inception_weights.read_torch(self.path)
-    self.assertCountEqual(found, arrays)
-    for name, array in found.items():
-      self.assertEqual((array.dtype, array.shape), (arrays[name].dtype, arrays[name].shape))
-      np.testing.assert_array_equal(array, arrays[name])
+    for nested in (False, True):
+      save_torch(arrays, self.path, legacy, parameters=('a.weight', 'half'), nested=nested)
+      found = inception_weights.read_torch(self.path)
+      self.assertCountEqual(found, arrays)
+      for name, array in found.items():
+        np.testing.assert_array_equal(array, arrays[name], strict=True)
 
   @parameterized.parameters(False, True)
   def test_a_pickle_that_calls_anything_else_is_refused_and_not_run(self, legacy):
@@ -213,15 +248,70 @@ class WeightsTest(parameterized.TestCase):
     self.assertNotIn('\n', str(caught.exception))
     self.assertFalse(os.path.exists(marker))
 
-  def test_other_files_are_refused_in_one_line(self):
-    save_torch({'a.weight': np.zeros(3, np.float32)}, self.path, False)
-    with self.assertRaisesRegex(UserError, 'cannot be read as Inception weights'):
+  @parameterized.named_parameters(
+    ('shape', 'fc.weight', lambda w: w[:10], r'\(fc\.weight has the shape \(10, 2048\), not \(1008, 2048\)\)'),
+    ('turned', 'Mixed_6b.branch7x7_2.conv.weight', lambda w: w.swapaxes(2, 3), r'\(128, 128, 7, 1\), not \(.*1, 7\)'),
+    ('missing', 'Mixed_7c.branch_pool.bn.bias', lambda w: None, r'\(Mixed_7c\.branch_pool\.bn\.bias is missing\)'),
+    ('nan', 'Conv2d_1a_3x3.conv.weight', lambda w: w * np.nan, r'\(Conv2d_1a_3x3\.conv\.weight is not finite\)'),
+    ('infinity', 'fc.bias', lambda w: w + np.inf, r'\(fc\.bias is not finite\)'),
+    ('variance', 'Mixed_5b.branch1x1.bn.running_var', lambda w: w - 2, r'\(Mixed_5b\..*running_var is negative\)'),
+    ('extra', 'Mixed_8a.conv.weight', lambda w: np.zeros(3), r'\(Mixed_8a\.conv\.weight is unknown\)'),
+    ('all', '', lambda w: None, r'\(\S+ is missing, \S+ is missing, and 470 more\)'),
+    ('torchvision', 'AuxLogits.fc.bias', lambda w: np.zeros(1000), r"\(it is torchvision's .* classification"),
+    ('torchvision_without_auxiliary', 'fc.weight', lambda w: w[:1000], r"\(it is torchvision's .* classification"),
+  )
+  def test_other_weights_are_refused_and_the_first_named(self, name, change, message):
+    arrays = {key: value for key, value in weights().items() if name}
+    if (changed := change(arrays.pop(name, None))) is not None:
+      arrays[name] = changed
+    with (
+      mock.patch.object(inception_weights, 'read_torch', lambda path: arrays),
+      self.assertRaisesRegex(UserError, message + '.*: it should be a copy of https://') as caught,
+    ):
       inception_weights.load(self.path)
-    for content in (b'', b'not a pickle', pickle.dumps(3)):
-      pathlib.Path(self.path).write_bytes(content)
-      with self.assertRaisesRegex(UserError, 'cannot be read as Inception weights'):
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_the_batches_counted_in_training_are_of_no_use(self):
+    arrays = {name: value for name, value in weights().items() if not name.endswith('num_batches_tracked')}
+    self.assertLess(len(arrays), len(weights()))
+    np.testing.assert_array_equal(inception_weights.from_arrays(arrays)['fc']['bias'], arrays['fc.bias'])
+
+  @parameterized.named_parameters(
+    ('empty', b'', 'it is empty'),
+    ('text', b'not a pickle', r'\(.'),
+    ('number', pickle.dumps(3), 'not a file of PyTorch'),
+    ('page', b'\n<!DOCTYPE html>\n<title>Not found</title>', 'it is a web page'),
+    (
+      'lfs',
+      b'version https://git-lfs.github.com/spec/v1\noid sha256:6726\nsize 95628359\n',
+      'it is a pointer of Git LFS',
+    ),
+    ('safetensors', (64).to_bytes(8, 'little') + b'{"fc.bias":{"dtype":"F32"', 'it is a file of safetensors'),
+    ('tensorflow', b'\n&\n\x13DecodeJpeg/contents\x12\x05Const', 'it is a graph of TensorFlow'),
+    ('archive', gzip.compress(b'inception-2015-12-05'), 'it is compressed by gzip'),
+  )
+  def test_other_files_are_refused_in_one_line(self, content, message):
+    pathlib.Path(self.path).write_bytes(content)
+    with self.assertRaisesRegex(
+      UserError, rf'cannot be read as Inception weights .*{message}.* copy of https'
+    ) as caught:
+      inception_weights.load(self.path)
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_a_program_is_refused_and_so_is_what_is_no_tensor(self):
+    with zipfile.ZipFile(self.path, 'w') as archive:
+      archive.writestr('x/data.pkl', pickle.dumps({}))
+      archive.writestr('x/constants.pkl', pickle.dumps(()))
+    with self.assertRaisesRegex(UserError, r'\(it is a program \(TorchScript\)\)'):
+      inception_weights.load(self.path)
+    for content, message in (([], 'no dictionary of tensors'), ({'a.weight': 3}, r'a\.weight is no tensor')):
+      with zipfile.ZipFile(self.path, 'w') as archive:
+        archive.writestr('x/data.pkl', pickle.dumps(content))
+      with self.assertRaisesRegex(UserError, message):
         inception_weights.load(self.path)
-    with self.assertRaisesRegex(UserError, r'/nowhere does not exist.*https://'):
+
+  def test_no_file_is_refused(self):
+    with self.assertRaisesRegex(UserError, r'/nowhere is no file.*https://'):
       inception_weights.find(os.path.dirname(self.path) + '/nowhere')
 
   def test_a_file_that_asks_for_more_memory_than_the_weights_need_is_refused(self):
