@@ -44,6 +44,20 @@ class Extractor:
   notes: dict[str, Any]
 
 
+def dim(name: str, data) -> int:
+  """D of an extractor's features, before there is one.
+
+  Args:
+    name: one of `evaluate.EXTRACTORS`.
+    data: the `data` section of a configuration.
+  """
+  if name == 'inception':
+    return inception.NUM_FEATURES
+  if name == 'classifier':
+    return classifier.NUM_FEATURES
+  return 2 if data.name == 'toy2d' else data.image_size**2 * data.num_channels
+
+
 def pixels(shape) -> Extractor:
   """The numbers of an example as they are: pixels in [0, 1], vectors unchanged."""
 
@@ -62,9 +76,10 @@ def inception_v3(path: str) -> Extractor:
     path: of the weights, '' for the published ones.
 
   Raises:
-    UserError: there are none.
+    UserError: there are none, or they do not fit.
   """
   path = inception_weights.find(path)
+  params = inception_weights.load(path)
   digest = inception_weights.sha256(path)
   notes = {} if digest == inception_weights.SHA256 else {'inception_weights': f'not the published ones: {digest[:8]}'}
 
@@ -73,7 +88,6 @@ def inception_v3(path: str) -> Extractor:
     outputs = inception.Inception().apply({'params': params}, batch)
     return outputs['2048'], outputs['logits']
 
-  params = inception_weights.load(path)
   return Extractor('inception', f'inception {digest}', inception.NUM_FEATURES, apply, params, notes)
 
 

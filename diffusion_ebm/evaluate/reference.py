@@ -12,7 +12,7 @@ import numpy as np
 from diffusion_ebm.evaluate import MIN_SAMPLES, baseline_generators, feature_statistics, features, scores
 from diffusion_ebm.run import files
 from diffusion_ebm.run.errors import UserError
-from diffusion_ebm.run.progress import Progress
+from diffusion_ebm.run.progress import Progress, doing
 
 _log = logging.getLogger(__name__)
 
@@ -69,27 +69,21 @@ def measure(evaluation) -> dict:
   return {key: value for key, value in evaluation.items() if key not in _NOT_OF_SCORES}
 
 
-def make(evaluation, data, sources, cache: str, check_stop: Callable) -> Reference:
+def make(evaluation, data, load_sources: Callable, cache: str, check_stop: Callable) -> Reference:
   """Computes everything once, or reads it from the cache.
 
   Args:
     evaluation: the `eval` section of a configuration.
     data: its `data` section.
-    sources: split to source; None for one that is neither there nor needed.
+    load_sources: gives split to source; None for one that is neither there nor needed.
     cache: folder for what is computed.
     check_stop: called now and then; may raise.
 
   Raises:
     UserError: weights or given statistics do not fit, or there is a single image to compare with.
   """
-  compared = split(evaluation, data)
-  if len(sources[compared]) < 2:
-    raise UserError(
-      f'the {compared} split has a single image, and no covariance: add more, or set --config.eval.split to the other'
-    )
-  shape, data_key = sources['train'].shape, features.data_key(data, sources)
-  extractor = features.make(extractor_name(evaluation, data), data, sources, cache, evaluation.inception_weights)
-  given = evaluation.statistics and feature_statistics.load_given(evaluation.statistics, extractor.dim)
+  given, sources, extractor = _inputs(evaluation, data, load_sources, cache)
+  compared, shape, data_key = split(evaluation, data), sources['train'].shape, features.data_key(data, sources)
   on_devices = features.compile_extractor(extractor, shape, evaluation.batch_size)
 
   def extract(examples):
@@ -120,6 +114,20 @@ def make(evaluation, data, sources, cache: str, check_stop: Callable) -> Referen
   path = os.path.join(cache, f'baselines_{key}.json')
   others = [found for name, found in known.items() if name != compared]
   return dataclasses.replace(reference, baselines=_cached_baselines(evaluation, reference, others, path))
+
+
+def _inputs(evaluation, data, load_sources, cache):
+  """`(given, sources, extractor)`: files that the user names come before what takes long, data and a classifier."""
+  name, weights = extractor_name(evaluation, data), evaluation.inception_weights
+  given = evaluation.statistics and feature_statistics.load_given(evaluation.statistics, features.dim(name, data))
+  inception = features.inception_v3(weights) if name == 'inception' and weights else None
+  doing('reading the data')
+  sources = load_sources()
+  if len(sources[compared := split(evaluation, data)]) < 2:
+    raise UserError(
+      f'the {compared} split has a single image, and no covariance: add more, or set --config.eval.split to the other'
+    )
+  return given, sources, inception or features.make(name, data, sources, cache, weights)
 
 
 def _cached_baselines(evaluation, reference, others, path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import contextlib
+import functools
 import logging
 import os
 import time
@@ -95,9 +96,8 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
       if number := stop_requested():
         raise interrupts.stopped(number, 'stopped; what is scored is kept: run the same command again to go on')
 
-    doing('reading the data')
-    sources = _load_sources(config)
-    compared = reference.make(config.eval, config.data, sources, workdir_lib.make_cache(workdir), check_stop)
+    cache, load_sources = workdir_lib.make_cache(workdir), functools.partial(_load_sources, config)
+    compared = reference.make(config.eval, config.data, load_sources, cache, check_stop)
     evaluation = _Evaluation(config, workdir, folder, compared, _settings(config, compared), check_stop)
     doing('building the network')
     model = model_lib.build(config)
