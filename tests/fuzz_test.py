@@ -255,7 +255,7 @@ class FuzzTest(absltest.TestCase):
     except UserError as error:
       self.assertNotIn('\n', str(error))
       return
-    self.assertNoCommonElements(path, '[]*?\\')
+    self.assertNoCommonElements(os.path.abspath(path), '[]*?\\')
     if '..' in relative or '~' in relative or '%' in relative or '\0' in relative:
       return  # elsewhere
     try:
