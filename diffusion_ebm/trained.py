@@ -1,5 +1,6 @@
 """A trained model, from its workdir."""
 
+import glob
 import os
 from typing import NamedTuple
 
@@ -85,13 +86,12 @@ def normalised(params, u):
   return spectral_norm.normalise(params, spectral_norm.iterate(params, u, _POWER_ITERATIONS))
 
 
-def density_results(workdir: str) -> str:
-  """The file in which the density job keeps what it found."""
-  return os.path.join(workdir, 'density', 'results.json')
+# What the density job keeps in `density/`, with a number behind it where there are results of other inputs.
+DENSITY_RESULTS = 'results'
 
 
 def log_z(workdir: str, step: int, num_models: int):
-  """What `--mode=density` has found of a checkpoint.
+  """What `--mode=density` has found of a checkpoint, the last time.
 
   Args:
     workdir: of a training job.
@@ -104,17 +104,18 @@ def log_z(workdir: str, step: int, num_models: int):
   Raises:
     UserError: the file cannot be read.
   """
-  path = density_results(workdir)
-  try:
-    record = files.read_json(path)
-    if record is None or record['step'] != step:
-      return None
-    values = np.full(num_models, np.nan)
-    for entry in record['log_z']:
-      values[entry['level']] = entry['log_z']
-    return values
-  except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-    raise UserError(f'{path} cannot be read ({error}): run --mode=density again') from error
+  pattern = os.path.join(glob.escape(workdir), 'density', f'{DENSITY_RESULTS}*.json')
+  for path in sorted(glob.glob(pattern), key=os.path.getmtime, reverse=True):
+    try:
+      record = files.read_json(path)
+      if record.get('step') == step:
+        values = np.full(num_models, np.nan)
+        for entry in record['log_z']:
+          values[entry['level']] = entry['log_z']
+        return values
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+      raise UserError(f'{path} cannot be read ({error}): remove it, and run --mode=density again') from error
+  return None
 
 
 # What the jobs refuse alike.

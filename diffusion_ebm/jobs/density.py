@@ -10,6 +10,7 @@ import numpy as np
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import data, generate, langevin, preprocessing, sampling, trained
 from diffusion_ebm.density import ais, annealing, baseline_densities, dataset_log_prob, ladder, log_prob
+from diffusion_ebm.evaluate import features
 from diffusion_ebm.run import files, pictures
 from diffusion_ebm.run import workdir as workdir_lib
 from diffusion_ebm.run.errors import UserError
@@ -26,7 +27,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
   """Estimates log Z by annealed importance sampling from both ends, and the log density of a split.
 
   Writes to `density/` in the workdir: `results.json`, `ladder.npz` (rungs, step sizes, log weights), `log_z.png` and
-  `log_prob.png`.
+  `log_prob.png`, with a number behind each name where there are results of other inputs.
 
   Args:
     config: the configuration; the `density` section says how.
@@ -50,26 +51,44 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
   if drawn.num_steps == 0 and drawn.noise_scale == 1 and not drawn.denoised:  # one normal density a level
     values = dataset_log_prob.bounds(ebm, source, _grey_width(config), _NUM_BOUNDED, size, seed)
     record['sampler_bound'] = _bounds(config, values)
-  log_z, num_rungs = _log_z(config, ebm, shape, source, folder, seed)
+  log_z, weights = _log_z(config, ebm, shape, source, seed)
 
   _log.info('log density of the %s split', config.density.split)
   log_densities = dataset_log_prob.make_log_densities(_grey_width(config), config.density.num_draws, size, seed)
   values = log_densities(ebm, source, log_z[0]['log_z'])
   record |= {'split': config.density.split, 'num_images': len(source), 'step': step, 'seed': seed}
-  record |= _log_probs(config, values, log_z[0]) | {'log_z': log_z, 'num_rungs': num_rungs}
+  record |= _log_probs(config, values, log_z[0]) | {'log_z': log_z, 'num_rungs': len(weights['step_size'])}
   record |= {'seconds': time.monotonic() - began, 'jax': jax.__version__, 'platform': jax.default_backend()}
   record['config'] = config.to_dict()
   if config.density.baselines:
     record['baselines'] = _baselines(config, source, seed)
   _log.info('%s', _in_words(record))  # before it is written: on a full disk it would be lost
-  files.write_json(trained.density_results(workdir), record)
   train = log_densities(ebm, data.load_source(config.data, 'train'), log_z[0]['log_z'], len(values['clean']))
   shown = {'train': train['clean'], config.density.split: values['clean'], 'noise': values['white']}
   title = f'log density in nats (log Z {log_z[0]["lower"]:.2f} .. {log_z[0]["upper"]:.2f})'
-  files.write_png(os.path.join(folder, 'log_z.png'), pictures.log_z_ladder(log_z))
-  files.write_png(os.path.join(folder, 'log_prob.png'), pictures.histograms(shown, title))
-  _log.info('results in %s, pictures beside it', trained.density_results(workdir))
+  record['inputs'] = _inputs(config, source, step, seed)
+  plots = {'log_z': pictures.log_z_ladder(log_z), 'log_prob': pictures.histograms(shown, title)}
+  path = _write(folder, record, weights, plots)
+  _log.info('results in %s, pictures beside it', path)
   return record
+
+
+def _inputs(config, source, step, seed):
+  """What the results depend on."""
+  of_data = features.data_key(config.data, {config.density.split: source})
+  drawn = generate.settings(config)._asdict()
+  return {'step': step, 'seed': seed, 'density': config.density.to_dict(), 'data': of_data, 'sampling': drawn}
+
+
+def _write(folder, record, weights, plots):
+  """The numbers, the arrays behind them and the pictures; returns the path of the first."""
+  base = workdir_lib.claim(folder, trained.DENSITY_RESULTS, record['inputs'])
+  number = os.path.basename(base).removeprefix(trained.DENSITY_RESULTS)
+  files.write_json(base + '.json', record)
+  files.write_npz(os.path.join(folder, f'ladder{number}.npz'), weights)
+  for name, picture in plots.items():
+    files.write_png(os.path.join(folder, f'{name}{number}.png'), picture)
+  return base + '.json'
 
 
 def _grey_width(config) -> float:
@@ -80,8 +99,8 @@ def _grey_width(config) -> float:
 # Log Z.
 
 
-def _log_z(config, ebm, shape, source, folder, seed):
-  """`(log_z, num_rungs)`: a record for each level whose log Z is bracketed, from level 0 on."""
+def _log_z(config, ebm, shape, source, seed):
+  """`(log_z, weights)`: a record for each level whose log Z is bracketed, from level 0 on, and arrays behind them."""
   density = config.density
   kernel = langevin.make_kernel(density.kernel, density.num_leapfrog)
   acceptance = density.acceptance or langevin.TARGET_ACCEPTANCE[density.kernel]
@@ -101,23 +120,20 @@ def _log_z(config, ebm, shape, source, folder, seed):
     )
   levels = sorted({0, *(density.levels or sampling.shown_levels(ebm.levels.num_models)[:-1])})
   reverse = {level: chains.reverse(steps, level, source, _grey_width(config), density.data_steps) for level in levels}
-  files.write_npz(
-    os.path.join(folder, 'ladder.npz'),
-    {
-      'level': steps.rungs.level,
-      'fraction': steps.rungs.fraction,
-      'step_size': steps.step_sizes,
-      'forward': forward.astype(np.float32),
-      'acceptance': acceptance,
-      **{f'reverse_{level}': weights for level, weights in reverse.items()},
-    },
-  )
+  arrays = {
+    'level': steps.rungs.level,
+    'fraction': steps.rungs.fraction,
+    'step_size': steps.step_sizes,
+    'forward': forward.astype(np.float32),
+    'acceptance': acceptance,
+    **{f'reverse_{level}': weights for level, weights in reverse.items()},
+  }
   dim, records = int(np.prod(shape)), []
   for level, weights in reverse.items():
     shift = dim * float(np.log(ebm.levels.a_y[level]))  # from the normaliser of x_t to that of y_t
     records.append(_bracket(level, forward[steps.reached(level)], weights, shift))
     _warn(records[-1], density.num_chains)
-  return records, len(steps.step_sizes)
+  return records, arrays
 
 
 def _bracket(level, forward, reverse, shift):

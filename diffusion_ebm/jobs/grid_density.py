@@ -1,7 +1,6 @@
 """The grid job: how far the learned densities of a two-dimensional run are from the exact ones, level by level."""
 
 import logging
-import os
 
 import numpy as np
 
@@ -21,7 +20,8 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
   """Normalises each level's density by quadrature and compares it with the exact diffused density.
 
   All levels of six, ten of a thousand. Writes `density/grid.json` (`step`, `levels` from the cleanest, `kl`: nats for
-  each, `grid`: points on an axis) and `density/grid.png`.
+  each, `grid`: points on an axis, `inputs`) and `density/grid.png`; a number follows where results of other inputs have
+  that name.
 
   Args:
     config: the configuration, of two-dimensional data.
@@ -44,16 +44,17 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
   densities = level_pictures.grid_densities(ebm, config.data.distribution, _GRID)
   keep = sampling.shown_levels(ebm.levels.num_models)
   folder = workdir_lib.make(workdir, 'density')
-  files.write_json(
-    os.path.join(folder, 'grid.json'), {'step': step, 'levels': keep[:-1], 'kl': densities.kl.tolist(), 'grid': _GRID}
-  )
+  inputs = {'step': step, 'seed': seed, 'grid': _GRID, 'sampling': generate.settings(config)._asdict()}
+  base = workdir_lib.claim(folder, 'grid', inputs, ('.png',))
+  record = {'step': step, 'levels': keep[:-1], 'kl': densities.kl.tolist(), 'grid': _GRID, 'inputs': inputs}
+  files.write_json(base + '.json', record)
   _, path = generate.make_sampler(config, shape, _NUM_POINTS, keep)(ebm, seed, 0, _NUM_POINTS)
   examples = data.load_source(config.data, 'test').read(np.arange(_NUM_POINTS))
-  files.write_png(os.path.join(folder, 'grid.png'), level_pictures.levels(ebm.levels, path, examples, keep, densities))
+  files.write_png(base + '.png', level_pictures.levels(ebm.levels, path, examples, keep, densities))
   _log.info(
-    'KL(data || model) in nats at step %d, from the cleanest level: %s; picture in %s',
+    'KL(data || model) in nats at step %d, from the cleanest level: %s; picture in %s.png',
     step,
     ' '.join(f'{value:.3f}' for value in densities.kl),
-    os.path.join(folder, 'grid.png'),
+    base,
   )
   return densities.kl

@@ -1,7 +1,6 @@
 """The interpolation job: strips of images from one sample to another."""
 
 import logging
-import os
 
 import numpy as np
 
@@ -24,7 +23,8 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
   The frames are chosen on the way so that the steps between them are even, not at equal fractions of the noise.
   Writes to `interpolation/` in the workdir: `interpolation_STEP.npz` (`strips`: uint8 (S, F, H, W, C), `fractions`:
   (S, F)), `interpolation_STEP.png` and `interpolation_STEP.json`: for each strip the largest step between neighbours
-  (root mean square, in [0, 255]) and the median one. `STEP_seedSEED` for seeds other than 0.
+  (root mean square, in [0, 255]) and the median one, and `inputs`. `STEP_seedSEED` for seeds other than 0, and a number
+  where results of other inputs have that name.
 
   Args:
     config: the configuration; its `interpolate` section has S and F. The `train` section, the number of Langevin steps
@@ -46,14 +46,14 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
   fractions, path = _strips(config, ebm, shape, seed, step)
   strips = preprocessing.to_stored(path.reshape(-1, *shape)).reshape(path.shape)
 
-  base = os.path.join(folder, f'interpolation_{workdir_lib.label(step, seed)}')
+  inputs = {'step': step, 'seed': seed, 'num_strips': len(strips), 'frames': strips.shape[1]}
+  inputs['sampling'] = generate.settings(config)._asdict()
+  base = workdir_lib.claim(folder, f'interpolation_{workdir_lib.label(step, seed)}', inputs, ('.npz', '.png'))
   files.write_npz(base + '.npz', {'strips': strips, 'fractions': fractions})
   files.write_png(base + '.png', pictures.image_grid(strips[:_NUM_SHOWN].reshape(-1, *shape), strips.shape[1]))
   lengths = interpolation.path_lengths(strips)
   largest, median = lengths.max(1), np.median(lengths, 1)
-  files.write_json(
-    base + '.json', {'step': step, 'seed': seed, 'largest_step': largest.tolist(), 'median_step': median.tolist()}
-  )
+  files.write_json(base + '.json', {'inputs': inputs, 'largest_step': largest.tolist(), 'median_step': median.tolist()})
   ratio = largest / np.maximum(median, 1e-12)
   _log.info(
     '%d strips in %s.png; largest step between neighbours over the median one: %.1f (median of the strips), '

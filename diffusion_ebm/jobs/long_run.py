@@ -33,8 +33,9 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
 
   Writes to `long_run/NAME/` in the workdir, where NAME says kernel, target, level, seed and step: `states.bin`, the
   thinned states `y_t = a_{t+1} x_t`, plain float32 (K + 1, N, ...), the first of which is the start; `log_density.bin`
-  and `acceptance.bin`, likewise (K + 1, N); `results.json`; `strip.png` and `curves.png`. The job may be stopped at any
-  moment; the same command goes on, also to a larger `num_steps`.
+  and `acceptance.bin`, likewise (K + 1, N); `results.json`; `strip.png` and `curves.png`, with a number behind these
+  names where there are results of other inputs. The job may be stopped at any moment; the same command goes on, also to
+  a larger `num_steps`.
 
   Args:
     config: the configuration; the `long_run` section says how.
@@ -64,21 +65,28 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
     step_size = _start(config, ebm, shape, folder, seed)
     _go_on(settings, ebm, folder, seed, stop_requested)
   states = _states(folder, settings.num_steps // settings.thin + 1)
-  result = {
-    'step': step,
-    'seed': seed,
-    'num_chains': states.y.shape[1],
-    'num_steps': settings.num_steps,
-    'step_size': step_size,
-  } | _measure(config, ebm.levels, states, folder, compared)
-  files.write_json(os.path.join(folder, 'results.json'), result)
+  record, drawn = _measure(config, ebm.levels, states, compared)
+  result = {'step': step, 'seed': seed, 'num_chains': states.y.shape[1], 'num_steps': settings.num_steps}
+  result |= {'step_size': step_size} | record
+  path = _write(config, folder, result, drawn)
   _log.info(
     '%s: precision %s at the start, %s at the end; Frechet distance %s, then %s; %s',
     name,
     *(f'{result[when][score]:.3g}' for score in ('precision', 'frechet_distance') for when in ('start', 'end')),
-    os.path.join(folder, 'results.json'),
+    path,
   )
   return result
+
+
+def _write(config, folder, result, drawn):
+  """The numbers, with what they depend on beside the chains, and the pictures; returns the path of the first."""
+  result['inputs'] = {key: config.long_run[key] for key in _FREE} | {'data': features.data_key(config.data, {})[0]}
+  base = workdir_lib.claim(folder, 'results', result['inputs'])
+  number = os.path.basename(base).removeprefix('results')
+  files.write_json(base + '.json', result)
+  for name, picture in drawn.items():
+    files.write_png(os.path.join(folder, f'{name}{number}.png'), picture)
+  return base + '.json'
 
 
 # The chains.
@@ -97,10 +105,12 @@ def _start(config, ebm, shape, folder, seed) -> float:
   described = {
     key: list(value) if isinstance(value, tuple) else value for key, value in settings.items() if key not in _FREE
   }
+  described['sampling'] = generate.settings(config)._asdict()
   path = os.path.join(folder, 'progress.json')
   record = _read_progress(path)
   if record is not None:
-    known = {key: value for key, value in record['settings'].items() if key in described}
+    # What older versions did not note counts as equal.
+    known = described | {key: value for key, value in record['settings'].items() if key in described}
     if known != described:
       changed = ', '.join(key for key in described if known.get(key) != described[key])
       raise UserError(f'{folder} holds chains of other settings ({changed}): delete it, or use another --seed')
@@ -250,8 +260,8 @@ def _read_progress(path):
 # What is measured of them.
 
 
-def _measure(config, levels, states, folder, compared) -> dict:
-  """How far the states are from the data, as of `_reference`, and how well the chains mix; draws the pictures."""
+def _measure(config, levels, states, compared):
+  """`(measures, pictures)`: how far the states are from the data, as of `_reference`, and how well the chains mix."""
   settings = config.long_run
   a = float(levels.a_y[settings.level])  # from y_t = a x_t
   name, extract, reference, real = compared
@@ -263,13 +273,12 @@ def _measure(config, levels, states, folder, compared) -> dict:
     f'Frechet distance ({name})': frechet,
     'precision (k = 5)': precision,
   }
-  files.write_png(os.path.join(folder, 'curves.png'), pictures.curves(steps, curves, 'step'))
-  files.write_png(os.path.join(folder, 'strip.png'), _strip(config, states.y, a, steps))
+  drawn = {'curves': pictures.curves(steps, curves, 'step'), 'strip': _strip(config, states.y, a, steps)}
   start, end = (
     {'frechet_distance': frechet[k], 'precision': precision[k], 'energy': float(-log_density[k].mean())}
     for k in (0, -1)
   )
-  return {
+  measures = {
     'acceptance': float(np.mean(states.acceptance[1:])),
     'features': name,
     'split': settings.split,
@@ -281,6 +290,7 @@ def _measure(config, levels, states, folder, compared) -> dict:
     'precision': precision.tolist(),
     'config': config.to_dict(),
   }
+  return measures, drawn
 
 
 def _strip(config, y, a, steps):

@@ -1,7 +1,6 @@
 """The sampling job: samples of a trained workdir, as numbers and as pictures."""
 
 import logging
-import os
 
 import numpy as np
 
@@ -17,18 +16,22 @@ _log = logging.getLogger(__name__)
 _NUM_IN_LEVELS = 36
 
 
-def run(config, workdir: str, seed: int = 0, step: int | None = None):
+def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndarray:
   """Draws `config.sampling.num_samples` samples from the averaged parameters of a checkpoint.
 
-  Writes `samples/samples_STEP.npz` (`samples`: uint8 (N, H, W, C), or float32 (N, D) for vectors), `samples_STEP.png`
-  and, level by level beside diffused data, if these are at hand, `samples_STEP_levels.png`;
-  `STEP_seedSEED` for seeds other than 0.
+  Writes `samples/samples_STEP.npz` (`samples`: uint8 (N, H, W, C), or float32 (N, D) for vectors), `samples_STEP.json`
+  (`inputs`), `samples_STEP.png` and, level by level beside diffused data, if these are at hand,
+  `samples_STEP_levels.png`; `STEP_seedSEED` for seeds other than 0, and a number where results of other inputs have
+  that name.
 
   Args:
     config: the configuration; the `train` section, the number of Langevin steps and eta need not be the workdir's.
     workdir: of a training job.
     seed: sample number i depends on this seed and on i alone.
     step: the checkpoint's, or None for the newest.
+
+  Returns:
+    The samples, as they are written.
 
   Raises:
     UserError: something that the user can mend.
@@ -42,8 +45,10 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
   # All processes draw; the first writes.
   densities = level_pictures.grid_densities(ebm, config.data.distribution) if config_lib.is_vector(config) else None
   if not parallel.is_first():
-    return
-  base = os.path.join(workdir_lib.samples_dir(workdir), f'samples_{workdir_lib.label(step, seed)}')
+    return samples
+  inputs = {'step': step, 'seed': seed, 'num_samples': len(samples), 'sampling': generate.settings(config)._asdict()}
+  name, folder = f'samples_{workdir_lib.label(step, seed)}', workdir_lib.samples_dir(workdir)
+  base = workdir_lib.claim(folder, name, inputs, ('.npz', '.png', '_levels.png'))
   files.write_npz(base + '.npz', {'samples': samples})
   files.write_png(base + '.png', level_pictures.samples(samples))
   try:
@@ -54,6 +59,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
     examples = source.read(np.random.default_rng(seed).integers(len(source), size=path.shape[1]))
     files.write_png(base + '_levels.png', level_pictures.levels(ebm.levels, path, examples, keep, densities))
   _log.info('%d samples (mean %.3f) in %s.npz, pictures beside it', len(samples), samples.mean(), base)
+  return samples
 
 
 def _draw(config, ebm, shape, seed, step, keep):

@@ -1,6 +1,7 @@
 """Files: written whole or not at all, and read without executing what is in them or filling the memory."""
 
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -62,6 +63,12 @@ def append(file, data: bytes):
   except OSError:
     file.truncate(size)
     raise
+
+
+def digest(array: np.ndarray) -> str:
+  """A short name for an array's type, shape and numbers: equal for equal ones, and no others."""
+  array = np.ascontiguousarray(array)
+  return hashlib.sha256(f'{array.dtype}{array.shape}'.encode() + array.tobytes()).hexdigest()[:16]
 
 
 def write_text(path, text: str):

@@ -3,11 +3,15 @@
 import contextlib
 import errno
 import fcntl
+import itertools
+import json
 import logging
 import os
+import re
 import socket
 import tempfile
 
+from diffusion_ebm.run import files
 from diffusion_ebm.run.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -42,6 +46,59 @@ def make_cache(workdir) -> str:
 def label(step: int, seed: int) -> str:
   """What the files of a job are called after: the step, and the seed where it is not the default, 0."""
   return f'{step}_seed{seed}' if seed else str(step)
+
+
+def file_name(*parts: str) -> str:
+  """What files are called after: the parts, without what shells and file systems take for something else, cut short."""
+  return re.sub(r'[^\w.+-]+', '_', '_'.join(parts)).encode()[:160].decode(errors='ignore')
+
+
+def claim(folder: str, name: str, inputs: dict, suffixes: tuple[str, ...] = ()) -> str:
+  """Finds the files for a job's results, so that those of other inputs are never overwritten.
+
+  Args:
+    folder: made by `make`.
+    name: what the results are called after.
+    inputs: all that they depend on, as JSON can hold it.
+    suffixes: of the files that the job writes beside `.json`.
+
+  Returns:
+    `FOLDER/NAME`, to which the suffixes are added; with a number behind it, and a line in the log, where files of
+    results of other inputs have that name. `.json` holds `inputs` under this name: who writes more keeps them there.
+  """
+  inputs = json.loads(json.dumps(inputs))
+  with _locked(folder):
+    first = _inputs(os.path.join(folder, name))
+    for number in itertools.count(1):
+      base = os.path.join(folder, f'{name}_{number}' if number > 1 else name)
+      if not any(os.path.exists(base + suffix) for suffix in ('.json', *suffixes)):
+        files.write_json(f'{base}.json', {'inputs': inputs})
+      if _inputs(base) == inputs:
+        break
+  if number > 1:
+    differing = ', '.join(key for key in inputs if first.get(key) != inputs[key]) if first else 'not known'
+    _log.info('%s holds results of other inputs (%s): these are in %s_%d', name, differing, name, number)
+  return base
+
+
+@contextlib.contextmanager
+def _locked(folder):
+  """Keeps other jobs from choosing names in a folder at the same moment, where its file system has locks."""
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    with contextlib.suppress(OSError):
+      fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(descriptor)
+
+
+def _inputs(base):
+  """The inputs of which there are results; None where it does not say."""
+  try:
+    return dict(files.read_json(f'{base}.json')['inputs'])
+  except (OSError, ValueError, LookupError, TypeError):
+    return None
 
 
 def lock(workdir) -> contextlib.ExitStack:

@@ -16,6 +16,7 @@ from diffusion_ebm import data, trained
 from diffusion_ebm import model as model_lib
 from diffusion_ebm.density import annealing, baseline_densities, log_prob, quadrature
 from diffusion_ebm.jobs import density
+from diffusion_ebm.run import files
 from diffusion_ebm.run.errors import DivergedError, UserError
 from tests import testing
 
@@ -67,6 +68,8 @@ class DensityTest(absltest.TestCase):
     with open(os.path.join(folder, 'results.json'), encoding='utf-8') as file:
       self.assertEqual(json.load(file)['log_z'], self.record['log_z'])
     self.assertContainsSubset(['ladder.npz', 'log_prob.png', 'log_z.png'], os.listdir(folder))
+    inputs = self.record['inputs']
+    self.assertEqual((inputs['step'], inputs['seed'], inputs['density']['num_chains']), (3, 0, 500))
     np.testing.assert_array_equal(trained.log_z(self.workdir, 3, 6), [entry['log_z'] for entry in self.record['log_z']])
 
   def test_log_z_of_another_checkpoint_is_not_known(self):
@@ -134,6 +137,49 @@ class ImagesTest(absltest.TestCase):
     )
     self.assertEqual((record['num_images'], record['grey_levels']), (360, 17))
     self.assertNotEqual(record['bits_per_dim'], record['bits_per_dim_with_noise'])
+
+
+class ResultsTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.workdir = self.enterContext(tempfile.TemporaryDirectory())
+    self.folder = os.path.join(self.workdir, 'density')
+    os.mkdir(self.folder)
+
+  def test_those_of_other_inputs_are_beside_the_first(self):
+    plots = {name: np.zeros((1, 1, 3), np.uint8) for name in ('log_z', 'log_prob')}
+    for number, inputs in enumerate(({'step': 3}, {'step': 4}, {'step': 3})):
+      density._write(self.folder, {'inputs': inputs, 'number': number}, {'level': np.array([number])}, plots)
+    self.assertCountEqual(
+      os.listdir(self.folder),
+      [
+        name.format(number)
+        for number in ('', '_2')
+        for name in ('results{}.json', 'ladder{}.npz', 'log_z{}.png', 'log_prob{}.png')
+      ],
+    )
+    for suffix, number in (('', 2), ('_2', 1)):
+      self.assertEqual(files.read_json(os.path.join(self.folder, f'results{suffix}.json'))['number'], number)
+      self.assertEqual(files.read_npz(os.path.join(self.folder, f'ladder{suffix}.npz'))['level'][0], number)
+
+  def test_log_z_is_that_of_the_last_time_for_the_checkpoint(self):
+    for name, age, record in (
+      ('results', 0, {'step': 4, 'log_z': [{'level': 0, 'log_z': 1.0}]}),
+      ('results_2', 2, {'step': 3, 'log_z': [{'level': 0, 'log_z': 2.0}]}),
+      ('results_3', 1, {'step': 3, 'log_z': [{'level': 1, 'log_z': 3.0}]}),
+      ('results_4', 0, {'inputs': {'step': 3}}),  # of a job that was killed
+    ):
+      path = os.path.join(self.folder, f'{name}.json')
+      files.write_json(path, record)
+      os.utime(path, (1e9 - age, 1e9 - age))
+    np.testing.assert_array_equal(trained.log_z(self.workdir, 3, 2), [np.nan, 3.0])
+    np.testing.assert_array_equal(trained.log_z(self.workdir, 4, 2), [1.0, np.nan])
+    self.assertIsNone(trained.log_z(self.workdir, 5, 2))
+    files.write_text(os.path.join(self.folder, 'results_2.json'), '{')
+    with self.assertRaisesRegex(
+      UserError, r'density/results_2\.json cannot be read .*: remove it, and run --mode=density'
+    ):
+      trained.log_z(self.workdir, 5, 2)
 
 
 class RefusedTest(absltest.TestCase):

@@ -26,7 +26,13 @@ class GridDensityTest(absltest.TestCase):
     with open(os.path.join(workdir, 'density', 'grid.json'), encoding='utf-8') as file:
       written = json.load(file)
     self.assertEqual((written['step'], written['levels'], written['kl']), (3, [0, 1, 2, 3, 4, 5], kl.tolist()))
+    self.assertEqual(written['inputs']['seed'], 1)
     self.assertTrue(os.path.exists(os.path.join(workdir, 'density', 'grid.png')))
+    with mock.patch.object(grid_density, '_NUM_POINTS', 50):
+      grid_density.run(config, workdir, seed=2)
+    self.assertContainsSubset(['grid.png', 'grid_2.json', 'grid_2.png'], os.listdir(os.path.join(workdir, 'density')))
+    with open(os.path.join(workdir, 'density', 'grid.json'), encoding='utf-8') as file:
+      self.assertEqual(json.load(file), written)
 
   @testing.long
   def test_a_short_run_comes_closer_to_the_data_and_is_reported(self):

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 import numpy as np
@@ -44,8 +45,21 @@ class InterpolateTest(absltest.TestCase):
     steps = interpolation.path_lengths(strips)
     np.testing.assert_allclose(written['largest_step'], steps.max(1))
     np.testing.assert_allclose(written['median_step'], np.median(steps, 1))
+    self.assertEqual((written['inputs']['num_strips'], written['inputs']['frames']), (2, 4))
     with Image.open(os.path.join(self.workdir, 'interpolation', 'interpolation_7.png')) as picture:
       self.assertEqual(picture.size, (4 * 42, 2 * 42))
+
+  def test_other_strips_are_beside_the_first(self):
+    def no_strips(config, ebm, shape, seed, step):
+      frames = np.full((config.interpolate.num_strips, config.interpolate.frames, *shape), 0.5)
+      return frames[..., 0, 0, 0], frames
+
+    with mock.patch.object(interpolate, '_strips', no_strips):
+      for frames in (4, 5, 4):
+        interpolate.run(self.config(frames=frames), self.workdir, seed=1)
+    for name, frames in (('7_seed1', 4), ('7_seed1_2', 5)):
+      self.assertEqual(self.read('interpolation', f'interpolation_{name}.npz')['strips'].shape[1], frames)
+    self.assertNotIn('interpolation_7_seed1_3.npz', os.listdir(os.path.join(self.workdir, 'interpolation')))
 
   def test_too_few_frames_or_strips_are_refused(self):
     for changes, seed, message in (

@@ -1,5 +1,6 @@
 """The long-run job on networks that have learned nothing."""
 
+import json
 import os
 import tempfile
 from unittest import mock
@@ -9,6 +10,7 @@ import numpy as np
 
 from diffusion_ebm.evaluate import chain_diagnostics, scores
 from diffusion_ebm.jobs import long_run
+from diffusion_ebm.run import files
 from diffusion_ebm.run.errors import UserError
 from tests import testing
 
@@ -42,9 +44,14 @@ class LongRunTest(absltest.TestCase):
     self.assertEqual((result['num_steps'], result['num_chains'], result['features']), (100, 200, 'pixels'))
     self.assertLen(result['frechet_distance'], 11)
     self.assertGreater(result['energy']['ess'], 100)
-    self.assertTrue(
-      os.path.exists(os.path.join(self.workdir, 'long_run', 'mala_marginal_level0_seed0_step3', 'strip.png'))
-    )
+    folder = os.path.join(self.workdir, 'long_run', 'mala_marginal_level0_seed0_step3')
+    self.assertTrue(os.path.exists(os.path.join(folder, 'strip.png')))
+    # Measured beside other data: beside the first results.
+    other = long_run.run(self.config(conditional=False, num_steps=100, split='train'), self.workdir, 0)
+    self.assertEqual(other['acceptance'], result['acceptance'])
+    for name, expected in (('results.json', result), ('results_2.json', other)):
+      self.assertEqual(files.read_json(os.path.join(folder, name)), json.loads(json.dumps(expected)))
+    self.assertContainsSubset(['strip_2.png', 'curves_2.png'], os.listdir(folder))
 
   @testing.long
   def test_going_on_equals_not_stopping(self):
@@ -63,6 +70,16 @@ class LongRunTest(absltest.TestCase):
     long_run.run(self.config(num_steps=20, step_size=0.2), self.workdir, 5)
     with self.assertRaisesRegex(UserError, r'chains of other settings \(step_size\)'):
       long_run.run(self.config(num_steps=20, step_size=0.3), self.workdir, 5)
+    config = self.config(num_steps=20, step_size=0.2)
+    config.sampling.generation_steps = 7
+    with self.assertRaisesRegex(UserError, r'chains of other settings \(sampling\)'):
+      long_run.run(config, self.workdir, 5)
+    # An older version did not note how the chains' starts were drawn.
+    path = os.path.join(self.workdir, 'long_run', 'mala_conditional_level0_seed5_step3', 'progress.json')
+    record = files.read_json(path)
+    del record['settings']['sampling']
+    files.write_json(path, record)
+    self.assertEqual(long_run.run(self.config(num_steps=20, step_size=0.2), self.workdir, 5)['num_steps'], 20)
 
   def test_chains_whose_acceptance_collapses_stop_and_say_so(self):
     with self.assertRaisesRegex(UserError, 'acceptance collapsed to 0.* smaller --config.long_run.step_size'):

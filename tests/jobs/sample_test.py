@@ -12,6 +12,7 @@ from PIL import Image
 
 from diffusion_ebm import model as model_lib
 from diffusion_ebm.jobs import sample
+from diffusion_ebm.run import files
 from diffusion_ebm.run.errors import UserError
 from tests import testing
 
@@ -31,19 +32,27 @@ class SampleTest(absltest.TestCase):
   def draw(cls, num_samples=5, seed=0, step=None, **sampling):
     config = testing.digits_config()
     config.sampling.update({'num_samples': num_samples} | sampling)
-    sample.run(config, cls.workdir, seed, step)
-    name = f'samples_7_seed{seed}.npz' if seed else 'samples_7.npz'
-    with np.load(os.path.join(cls.workdir, 'samples', name), allow_pickle=False) as file:
-      return file['samples']
+    return sample.run(config, cls.workdir, seed, step)
+
+  def read(self, name):
+    return files.read_npz(os.path.join(self.workdir, 'samples', name))['samples']
 
   def test_samples_are_bytes_of_the_shape_of_the_data(self):
     self.assertEqual((self.samples.dtype, self.samples.shape), (np.uint8, (5, 8, 8, 1)))
     self.assertGreater(np.min(np.std(self.samples, axis=(1, 2, 3))), 10)
     self.assertLen(np.unique(self.samples, axis=0), 5)
 
-  def test_pictures_are_beside_them(self):
-    written = [name for name in os.listdir(os.path.join(self.workdir, 'samples')) if 'seed' not in name]
-    self.assertCountEqual(written, ['samples_7.npz', 'samples_7.png', 'samples_7_levels.png'])
+  def test_they_are_written_with_pictures_and_what_they_depend_on(self):
+    self.assertContainsSubset(
+      ['samples_7.npz', 'samples_7.json', 'samples_7.png', 'samples_7_levels.png'],
+      os.listdir(os.path.join(self.workdir, 'samples')),
+    )
+    np.testing.assert_array_equal(self.read('samples_7.npz'), self.samples)
+    drawn = {'num_steps': 2, 'noise_scale': 0.99, 'denoised': False}
+    self.assertEqual(
+      files.read_json(os.path.join(self.workdir, 'samples', 'samples_7.json')),
+      {'inputs': {'step': 7, 'seed': 0, 'num_samples': 5, 'sampling': drawn}},
+    )
     sizes = []
     for name in ('samples_7.png', 'samples_7_levels.png'):
       with Image.open(os.path.join(self.workdir, 'samples', name)) as picture:
@@ -58,14 +67,35 @@ class SampleTest(absltest.TestCase):
     with mock.patch.object(sample.data, 'load_source', side_effect=gone), self.assertLogs(level='WARNING') as logs:
       sample.run(testing.digits_config(), workdir)
     self.assertIn('photos does not exist', ''.join(logs.output))
-    self.assertCountEqual(os.listdir(os.path.join(workdir, 'samples')), ['samples_7.npz', 'samples_7.png'])
+    self.assertCountEqual(
+      os.listdir(os.path.join(workdir, 'samples')), ['samples_7.npz', 'samples_7.png', 'samples_7.json']
+    )
 
   def test_a_sample_depends_on_its_number_and_the_seed_alone(self):
     np.testing.assert_array_equal(self.draw(), self.samples)
     testing.assert_same_images(self.draw(batch_size=2), self.samples)
 
   def test_another_seed_gives_others(self):
-    self.assertGreater(np.mean(self.draw(seed=1) != self.samples), 0.5)
+    others = self.draw(seed=1)
+    self.assertGreater(np.mean(others != self.samples), 0.5)
+    np.testing.assert_array_equal(self.read('samples_7_seed1.npz'), others)
+
+  def test_samples_drawn_otherwise_are_beside_the_first(self):
+    path = np.zeros((7, 5, 8, 8, 1), np.float32)
+    drawn = [(np.full((n, 8, 8, 1), n, np.uint8), path) for n in (5, 6, 4)]
+    with mock.patch.object(sample, '_draw', side_effect=drawn), self.assertLogs('diffusion_ebm', 'INFO') as logs:
+      for changes in ({}, {'denoise': True}, {'num_samples': 4}):
+        self.draw(seed=2, **changes)
+    lines = [record.getMessage() for record in logs.records if 'holds results' in record.getMessage()]
+    self.assertEqual(
+      lines,
+      [
+        'samples_7_seed2 holds results of other inputs (num_samples, sampling): these are in samples_7_seed2_2',
+        'samples_7_seed2 holds results of other inputs (num_samples): these are in samples_7_seed2_3',
+      ],
+    )
+    for name, (expected, _) in zip(('', '_2', '_3'), drawn, strict=True):
+      np.testing.assert_array_equal(self.read(f'samples_7_seed2{name}.npz'), expected)
 
   def test_chains_may_be_longer_than_in_training(self):
     longer = self.draw(num_steps=4)

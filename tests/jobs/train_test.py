@@ -351,7 +351,7 @@ class ToyTest(absltest.TestCase):
       self.assertLen(np.unique(file['samples'], axis=0), 20)
     self.assertCountEqual(
       os.listdir(os.path.join(workdir, 'samples')),
-      ['samples_2.npz', 'samples_2.png', 'samples_2_levels.png', 'training_00000002.png'],
+      ['samples_2.npz', 'samples_2.json', 'samples_2.png', 'samples_2_levels.png', 'training_00000002.png'],
     )
     self.assertGreater(
       largest_change(model_lib.build(config).state.params, testing.restore(config, workdir)[0].params), 0
