@@ -83,7 +83,7 @@ def get_config():
 
   config.inpaint = inpaint = ml_collections.ConfigDict()
   inpaint.mask = 'left'  # what is hidden: left, right, top, bottom, centre, random, or an image, white there
-  inpaint.images = ''  # a folder, a .zip, an image or a data set; '' for the run's own test split
+  inpaint.images = ''  # a folder, a .zip, an image or a data set, or NAME=PATH; '' for the run's own test split
   inpaint.num_images = 8  # at most; the first ones
   inpaint.completions = 6  # of each image
   inpaint.repeats = 4  # chains at each level
@@ -93,7 +93,7 @@ def get_config():
   config.interpolate.frames = 16  # images in a strip
 
   config.ood = ml_collections.ConfigDict()
-  # What to tell from the test split: these corruptions, names of data sets, or paths.
+  # What to tell from the test split: these corruptions, names of data sets, or paths; 'NAME=PATH' names a set.
   config.ood.against = ('noise', 'inversion', 'shuffle', 'constant')
   config.ood.num_examples = 1000  # of each set, at most
 

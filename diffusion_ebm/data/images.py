@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 _NAMES_SHOWN = 5
 
 
-def load(data, split):
+def load(data, split, mixed=False):
   """Loads images in the order of their names.
 
   Every image is decoded once at the start: into memory where all fit, otherwise to find the
@@ -24,6 +24,7 @@ def load(data, split):
   Args:
     data: the `data` section of a configuration.
     split: 'train' or 'test'; `data.train_split` or `data.test_split` is its folder.
+    mixed: whether grey images may be among colour ones; they get three equal channels.
 
   Returns:
     A source of shape (image_size, image_size, num_channels).
@@ -56,7 +57,7 @@ def load(data, split):
   images, failures = encoded.decode_all(read, len(names), shape, data.num_workers, keep=in_memory)
   _report(failures, names, data)
   good = np.setdiff1d(np.arange(len(names)), list(failures))
-  _check_colours(colours[good], [names[n] for n in good], data)
+  _check_colours(colours[good], [names[n] for n in good], data, mixed)
   labels = None if labels is None else labels[good]
   if in_memory:
     return ArraySource(_compact(images, good), labels)
@@ -136,11 +137,14 @@ def _report(failures, names, data):
   )
 
 
-def _check_colours(colours, names, data):
-  """Refuses to paint grey images among colour ones; all to grey is what one channel asks for."""
+def _check_colours(colours, names, data, mixed):
+  """Refuses grey images among colour ones, unless they may be mixed; all to grey is what one channel asks for."""
   num_colour = int(np.sum(colours))
   num_grey = len(colours) - num_colour
   if data.num_channels == 3 and num_colour and num_grey:
+    if mixed:
+      _log.info('%s mixes %d grey and %d colour images: all are used in colour', data.path, num_grey, num_colour)
+      return
     rarer = num_colour < num_grey
     some = ', '.join(names[n] for n in np.flatnonzero(np.asarray(colours, bool) == rarer)[:_NAMES_SHOWN])
     more = ', ...' if min(num_grey, num_colour) > _NAMES_SHOWN else ''

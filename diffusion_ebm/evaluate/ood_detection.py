@@ -79,7 +79,8 @@ def table(results: dict[tuple[str, str], dict[str, dict[str, float]]], measure: 
   """
   sets = list(next(iter(results.values())))
   best = {name: (min if measure == 'fpr95' else max)(row[name][measure] for row in results.values()) for name in sets}
-  lines = [f'| {" | ".join(["level", "score", *sets])} |', f'|{" --- |" * (len(sets) + 2)}']
+  shown = [name.replace('|', '\\|') for name in sets]
+  lines = [f'| {" | ".join(["level", "score", *shown])} |', f'|{" --- |" * (len(sets) + 2)}']
   for (level, kind), row in results.items():
     cells = [
       f'**{row[name][measure]:.3f}**' if row[name][measure] == best[name] else f'{row[name][measure]:.3f}'

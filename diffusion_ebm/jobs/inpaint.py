@@ -32,8 +32,9 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
 
   Writes to `inpainting/` in the workdir: `inpaint_STEP_MASK.npz` (`images`: uint8 (N, H, W, C), `mask`: bool (H, W),
   `completions`: uint8 (N, n, H, W, C)), `inpaint_STEP_MASK.png` with a row for each of the first images (the image,
-  what is known of it, completions) and, for digits and MNIST, `inpaint_STEP_MASK.json` with a classifier's opinion.
-  `STEP_seedSEED` for seeds other than 0.
+  what is known of it, completions) and `inpaint_STEP_MASK.json` with `inputs` and, for digits and MNIST, a classifier's
+  opinion. `STEP_seedSEED` for seeds other than 0, `MASK_IMAGES` for images that are not the run's own, and a number
+  where results of other inputs have that name.
 
   Args:
     config: the configuration; its `inpaint` section says what is hidden, and of which images. The `train` section, the
@@ -53,15 +54,15 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
   settings, size = config.inpaint, config.data.image_size
   name, hidden = _load_mask(settings.mask, (size, size), seed)
   config, ebm, shape, step = trained.load(config, workdir, step)
-  source = (
-    external_images.load_elsewhere(config.data, settings.images, 'images') if settings.images else _own_images(config)
-  )
+  elsewhere, source = _images(config)
   index = np.arange(min(settings.num_images, len(source)))
   originals = source.read(index)
   folder = workdir_lib.make(workdir, 'inpainting')
   completions = _draw(config, ebm, originals, hidden, seed, step)
 
-  base = os.path.join(folder, f'inpaint_{workdir_lib.label(step, seed)}_{name}')
+  inputs = _inputs(config, name, hidden, elsewhere, originals, seed, step)
+  name = workdir_lib.file_name('inpaint', workdir_lib.label(step, seed), name, *elsewhere)
+  base = workdir_lib.claim(folder, name, inputs, ('.npz', '.png'))
   files.write_npz(base + '.npz', {'images': originals, 'mask': hidden, 'completions': completions})
   shown = slice(min(len(originals), _NUM_SHOWN))
   known = np.where(hidden[..., None], np.uint8(_GREY), originals)
@@ -72,9 +73,25 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
   )
   if features.is_classified(config.data) and not settings.images:
     opinion = _classify(config, workdir_lib.make_cache(workdir), originals, source.labels[index], hidden, completions)
-    files.write_json(base + '.json', {'step': step, 'seed': seed, 'mask': name, 'repeats': settings.repeats, **opinion})
+    files.write_json(base + '.json', {'inputs': inputs, **opinion})
     _log.info(_OPINION, *(100 * share for share in opinion.values()))
   return completions
+
+
+def _inputs(config, mask, hidden, elsewhere, originals, seed, step):
+  """What the results depend on."""
+  return {
+    'step': step,
+    'seed': seed,
+    'mask': mask,
+    'hidden': files.digest(hidden),
+    'images': elsewhere,
+    'num_images': len(originals),
+    'fingerprint': files.digest(originals),
+    'completions': config.inpaint.completions,
+    'repeats': config.inpaint.repeats,
+    'sampling': generate.settings(config)._asdict(),
+  }
 
 
 def _draw(config, ebm, originals, hidden, seed, step):
@@ -121,6 +138,14 @@ def _load_mask(mask, size, seed):
     what = 'everything' if hidden.all() else 'nothing'
     raise UserError(f'--mask={mask} hides {what}: paint white what is to be drawn, black what is known')
   return os.path.splitext(os.path.basename(mask))[0], hidden
+
+
+def _images(config):
+  """`(elsewhere, source)` of what is completed: its name and where it is, if it is not the run's own, else empty."""
+  if not config.inpaint.images:
+    return {}, _own_images(config)
+  elsewhere = external_images.name_sets([config.inpaint.images], 'images')
+  return elsewhere, external_images.load_elsewhere(config.data, *elsewhere.values(), 'images')
 
 
 def _own_images(config):

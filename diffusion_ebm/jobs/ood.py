@@ -10,7 +10,7 @@ import numpy as np
 from diffusion_ebm import data, marginal_density, preprocessing, random_keys, sampling, trained
 from diffusion_ebm.data import corruptions, external_images
 from diffusion_ebm.evaluate import ood_detection
-from diffusion_ebm.run import files, parallel, pictures
+from diffusion_ebm.run import files, parallel, paths, pictures
 from diffusion_ebm.run import workdir as workdir_lib
 from diffusion_ebm.run.errors import UserError
 from diffusion_ebm.run.progress import Progress
@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 _STREAM = 0x00D
 _NUM_NOISES, _NUM_SHOWN = 8, 16
+_OWN = ('test', 'train')  # names of the run's own sets
 # The combination of levels needs more examples than there are levels.
 _MIN_TRAIN = 50
 
@@ -28,8 +29,8 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
 
   An image's statistic at level t is the log density of the image diffused to that level, averaged over eight noises
   that all images share. Writes to `ood/` in the workdir: `ood_STEP.json`, `ood_STEP.md` (tables), `ood_STEP.png`
-  (histograms) and `ood_STEP_sets.png` (the first images of each set, a row for each); the names of sets other than
-  corruptions follow the step (`STEP_seedSEED` for seeds other than 0).
+  (histograms) and `ood_STEP_sets.png` (the first images of each set, a row for each). Behind STEP come the seed, if not
+  0, the names of sets other than corruptions, and a number where results of other inputs have that name.
 
   Args:
     config: the configuration; its `ood` section names the sets and how many of each; as many training images are what
@@ -40,7 +41,8 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
 
   Returns:
     What is in the `.json`: `results`, score ('level 0, low density', ...) to set to `auroc`, `aupr`, `fpr95`;
-    `mean_log_density`, set to level to nats (normalised where `--mode=density` has been run).
+    `mean_log_density`, set to level to nats (normalised where `--mode=density` has been run); `inputs`, with each
+    set's `source` (a path, a data set or a corruption), `num_images` and `fingerprint` (of what the model sees).
 
   Raises:
     UserError: something that the user can mend.
@@ -51,7 +53,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
     raise UserError(f'--against names nothing: name {", ".join(corruptions.NAMES)}, a data set, a folder or a .zip')
   config, ebm, _, step = trained.load(config, workdir, step)
   # Everything that can be refused, before anything takes long.
-  sets, fitted_on, elsewhere_names = _load_sets(config, seed)
+  sets, fitted_on, sources = _load_sets(config, seed)
   folder = workdir_lib.make(workdir, 'ood')
   shown = [t for t in sampling.shown_levels(ebm.levels.num_models) if t < ebm.levels.num_models]
   of_train, values = _log_densities(config, ebm, sets, fitted_on, shown, seed, step)
@@ -63,30 +65,45 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
     key: {name: ood_detection.detection(scores['test'][key], scores[name][key]) for name in sets if name != 'test'}
     for key in scores['test']
   }
+  log_z = trained.log_z(workdir, step, ebm.levels.num_models)
   record = {'step': step, 'seed': seed, 'num_examples': {name: len(images) for name, images in sets.items()}}
-  record |= _means(values, shown, trained.log_z(workdir, step, ebm.levels.num_models))
+  record |= _means(values, shown, log_z) | {'inputs': _inputs(sets, sources, fitted_on, log_z, seed, step)}
   record['results'] = {f'{level}, {kind}': row for (level, kind), row in results.items()}
-  base = os.path.join(folder, '_'.join([f'ood_{workdir_lib.label(step, seed)}', *elsewhere_names])[:100])
+  elsewhere = [name for name in sets if name not in (*_OWN, *corruptions.NAMES)]
+  name = workdir_lib.file_name('ood', workdir_lib.label(step, seed), *elsewhere)
+  base = workdir_lib.claim(folder, name, record['inputs'], ('.md', '.png', '_sets.png'))
   _write(base, record, results, sets, values, names)
   return record
 
 
 def _load_sets(config, seed):
-  """`(sets, fitted_on, names)`: name to images, the training images for the fit, names of sets from elsewhere."""
-  settings = config.ood
+  """`(sets, fitted_on, sources)`: name to images, the training images for the fit, name to where images are from."""
+  settings, own = config.ood, config.data.name
+  if own == 'images':
+    own = os.path.abspath(paths.local(config.data.path, '--config.data.path'))
+  sources = external_images.name_sets(settings.against, 'against', corruptions.NAMES, _OWN)
   test, train = (data.load_source(config.data, split) for split in ('test', 'train'))
   if len(train) < _MIN_TRAIN:
     raise UserError(f'{len(train)} training images are too few to fit the scores on: there must be {_MIN_TRAIN}')
-  sets, names = {'test': test.read(np.arange(min(settings.num_examples, len(test))))}, []
-  for name in settings.against:
+  sets = {'test': test.read(np.arange(min(settings.num_examples, len(test))))}
+  for name, where in sources.items():
     if name in corruptions.NAMES:
       sets[name] = corruptions.corrupt(name, sets['test'], seed)
     else:
-      source = external_images.load_elsewhere(config.data, name, 'against', corruptions.NAMES)
-      names.append(os.path.basename(name.rstrip(os.sep)) or name)
-      sets[names[-1]] = source.read(np.arange(min(settings.num_examples, len(source))))
+      source = external_images.load_elsewhere(config.data, where, 'against', corruptions.NAMES)
+      sets[name] = source.read(np.arange(min(settings.num_examples, len(source))))
   chosen = np.random.default_rng(seed).permutation(len(train))[: max(settings.num_examples, _MIN_TRAIN)]
-  return sets, train.read(np.sort(chosen)), names
+  return sets, train.read(np.sort(chosen)), {'test': own, **sources}
+
+
+def _inputs(sets, sources, fitted_on, log_z, seed, step):
+  """What the results depend on."""
+  described = {
+    name: {'source': sources[name], 'num_images': len(images), 'fingerprint': files.digest(images)}
+    for name, images in sets.items()
+  }
+  log_z = None if log_z is None else files.digest(log_z)
+  return {'step': step, 'seed': seed, 'sets': described, 'fitted_on': files.digest(fitted_on), 'log_z': log_z}
 
 
 def _log_densities(config, ebm, sets, fitted_on, shown, seed, step):

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from typing import NamedTuple
+import warnings
 
 import numpy as np
 
@@ -77,7 +78,9 @@ def _figure(rows: int, columns: int):
 
 
 def _to_array(figure) -> np.ndarray:
-  figure.canvas.draw()
+  with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', 'Glyph .* missing')  # of a name: boxes stand for it
+    figure.canvas.draw()
   return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
@@ -163,15 +166,16 @@ def level_histograms(values: dict[str, np.ndarray], names) -> np.ndarray:
     everything = np.concatenate([part[:, i] for part in values.values()])
     edges = np.linspace(*np.percentile(everything, [0.5, 99.5]), 60)
     for number, (label, part) in enumerate(values.items()):
-      axis.hist(
-        part[:, i],
-        edges,
-        density=True,
-        label=label,
-        color=f'C{number}',
-        alpha=0.4 if number == 0 else 1,
-        histtype='stepfilled' if number == 0 else 'step',
-      )
+      with np.errstate(invalid='ignore', divide='ignore'):  # all may be outside
+        axis.hist(
+          part[:, i],
+          edges,
+          density=True,
+          label=label.replace('$', r'\$'),
+          color=f'C{number}',
+          alpha=0.4 if number == 0 else 1,
+          histtype='stepfilled' if number == 0 else 'step',
+        )
     axis.set_title(name, fontsize=9)
     axis.set_yticks([])
     axis.tick_params(labelsize=8)

@@ -9,6 +9,7 @@ from absl.testing import absltest
 import numpy as np
 from PIL import Image
 
+from diffusion_ebm import trained
 from diffusion_ebm.evaluate import classifier, features
 from diffusion_ebm.jobs import inpaint
 from diffusion_ebm.run import files
@@ -57,6 +58,7 @@ class InpaintTest(absltest.TestCase):
     completions = self.inpaint()
     testing.assert_same_images(self.inpaint(batch_size=2), completions)
     testing.assert_same_images(self.inpaint(num_images=2, completions=3)[:, :2], completions[:2])
+    self.assertEqual(files.read_npz(self.written('inpaint_7_top.npz'))['completions'].shape, (3, 2, 8, 8, 1))
     other = self.inpaint(seed=1)
     self.assertGreater(np.mean(other[:, :, :4] != completions[:, :, :4]), 0.5)
     # Beside the files of the first, not in their place.
@@ -69,6 +71,7 @@ class InpaintTest(absltest.TestCase):
       opinion = json.load(file)
     for key in ('agreement', 'accuracy_original', 'accuracy_known', 'accuracy_trained_on_known'):
       self.assertBetween(opinion[key], 0, 1)
+    self.assertEqual((opinion['inputs']['mask'], opinion['inputs']['repeats']), ('top', 2))
 
   def test_a_mask_and_an_image_may_be_files(self):
     pixels = np.zeros((8, 8), np.uint8)
@@ -79,7 +82,37 @@ class InpaintTest(absltest.TestCase):
     np.testing.assert_array_equal(completions[:, :, pixels == 0], 77)
     self.assertFalse(np.all(completions[:, :, pixels > 0] == 77))
     self.assertEqual(inpaint._load_mask('center', (8, 8), 0)[0], 'centre')
-    self.assertTrue(os.path.exists(self.written('inpaint_7_hole.png')))
+    self.assertTrue(os.path.exists(self.written('inpaint_7_hole_hole.png.png')))
+
+  def test_results_of_other_masks_images_and_numbers_are_never_overwritten(self):
+    one, other = np.eye(8, dtype=np.uint8) * 255, 255 - np.eye(8, dtype=np.uint8) * 255
+    masks = [self.save_mask(pixels) for pixels in (one, other)]  # of one name in two folders
+    images = [self.save_mask(np.full((8, 8), value)) for value in (10, 20)]
+    expected = {
+      'inpaint_7_hole': {'mask': masks[0]},
+      'inpaint_7_hole_2': {'mask': masks[1]},
+      'inpaint_7_left_hole.png': {'mask': 'left', 'images': images[0]},
+      'inpaint_7_left_hole.png_2': {'mask': 'left', 'images': images[1]},
+      'inpaint_7_left_mine': {'mask': 'left', 'images': f'mine={images[1]}'},
+      'inpaint_7_left': {'mask': 'left'},
+      'inpaint_7_left_2': {'mask': 'left', 'repeats': 3},
+      'inpaint_7_left_3': {'mask': 'left', 'num_images': 2},
+    }
+    expected = {name.replace('7', '7_seed5'): changes for name, changes in expected.items()}
+    with (
+      mock.patch.object(trained, 'load', lambda config, *_: trained.Trained(config, None, (8, 8, 1), 7)),
+      mock.patch.object(inpaint, '_NUM_SHOWN', 1),
+      mock.patch.object(inpaint, '_draw') as draw,
+    ):
+      for _ in range(2):  # equal results take the place of what they equal
+        for number, changes in enumerate(expected.values()):
+          draw.return_value = np.full((1, 2, 8, 8, 1), number, np.uint8)
+          self.inpaint(seed=5, **changes)
+    for number, name in enumerate(expected):
+      self.assertEqual(files.read_npz(self.written(name + '.npz'))['completions'].flat[0], number)
+    with open(self.written('inpaint_7_seed5_left_mine.json'), encoding='utf-8') as file:
+      self.assertEqual(json.load(file)['inputs']['images'], {'mine': images[1]})
+    self.assertLen([name for name in os.listdir(self.written('')) if '_seed5' in name], 3 * len(expected))
 
   def test_bad_masks_and_numbers_are_refused(self):
     for kwargs, message in (
@@ -89,7 +122,8 @@ class InpaintTest(absltest.TestCase):
       ({'mask': self.save_mask(np.full((8, 8), 255))}, 'hides everything'),
       ({'mask': __file__}, 'is no image'),
       ({'images': '/nowhere/images'}, '--images: /nowhere/images does not exist'),
-      ({'images': '/nowhere/image.png'}, '--images: /nowhere/image.png cannot be read'),
+      ({'images': '/nowhere/image.png'}, '--images: /nowhere/image.png does not exist'),
+      ({'images': __file__}, '--images: .*/inpaint_test.py cannot be read as an image'),
       ({'num_images': 0}, r'inpaint\.num_images is 0'),
       ({'completions': 0}, r'inpaint\.completions is 0'),
       ({'completions': 1025}, r'inpaint\.completions is 1025, but must be at most 1024'),

@@ -3,12 +3,16 @@
 import json
 import os
 import tempfile
+from unittest import mock
+import warnings
 
 from absl.testing import absltest
 import numpy as np
 from PIL import Image
 
+from diffusion_ebm import trained
 from diffusion_ebm.jobs import ood
+from diffusion_ebm.run import files
 from diffusion_ebm.run.errors import UserError
 from tests import testing
 
@@ -19,12 +23,29 @@ class OodTest(absltest.TestCase):
     super().setUpClass()
     cls.workdir = cls.enterClassContext(tempfile.TemporaryDirectory())
     testing.save_first_state(testing.digits_config(), cls.workdir, step=7)
+    cls.trained = trained.load(testing.digits_config(), cls.workdir)
 
-  def ood(self, against, batch_size=5, num_examples=50):
+  def ood(self, against, batch_size=5, num_examples=50, seed=0):
     config = testing.digits_config()
     config.sampling.batch_size = batch_size
     config.ood.update({'against': against, 'num_examples': num_examples})
-    return ood.run(config, self.workdir)
+    return ood.run(config, self.workdir, seed)
+
+  def without_energies(self, *args, **kwargs):
+    """The job with numbers that the images alone give, in place of energies."""
+
+    def values(config, ebm, sets, fitted_on, shown, seed, step):
+      of_train, *others = (images.reshape(len(images), -1)[:, : len(shown)] for images in (fitted_on, *sets.values()))
+      return of_train, dict(zip(sets, others, strict=True))
+
+    def load(config, *_):
+      return self.trained._replace(config=config)
+
+    with mock.patch.object(ood, '_log_densities', values), mock.patch.object(trained, 'load', load):
+      return self.ood(*args, **kwargs)
+
+  def written(self, name):
+    return files.read_json(os.path.join(self.workdir, 'ood', name))
 
   def test_every_score_of_every_set_is_reported(self):
     record = self.ood(('noise', 'constant'))
@@ -57,11 +78,69 @@ class OodTest(absltest.TestCase):
     self.assertEqual(record['num_examples'], {'test': 50, os.path.basename(folder): 3})
     self.assertIn(f'ood_7_{os.path.basename(folder)}.md', os.listdir(os.path.join(self.workdir, 'ood')))
 
+  def test_sets_of_one_name_stay_apart_and_the_runs_own_is_never_replaced(self):
+    folder = os.path.realpath(self.enterContext(tempfile.TemporaryDirectory()))
+    for name, value in (('a/test', 0), ('b/test', 120), ('noise', 240)):
+      os.makedirs(os.path.join(folder, name))
+      Image.fromarray(np.full((8, 8), value, np.uint8)).save(os.path.join(folder, name, '1.png'))
+    a, b, noise = (os.path.join(folder, name) for name in ('a/test', 'b/test', 'noise'))
+    above = f'{os.path.basename(folder)}/noise'
+    record = self.without_energies((a, b, 'noise', noise, f'mine={noise}'), seed=1)
+    counts = {'test': 50, 'a/test': 1, 'b/test': 1, 'noise': 50, above: 1, 'mine': 1}
+    self.assertEqual(list(record['num_examples'].items()), list(counts.items()))
+    alone = self.without_energies(('noise',), seed=1)
+    for score, row in record['results'].items():
+      self.assertCountEqual(row, list(counts)[1:])
+      self.assertEqual(row['noise'], alone['results'][score]['noise'])
+      self.assertEqual(row['mine'], row[above])
+    sets = record['inputs']['sets']
+    sources = {'test': 'digits', 'a/test': a, 'b/test': b, 'noise': 'noise', above: noise, 'mine': noise}
+    self.assertEqual({name: each['source'] for name, each in sets.items()}, sources)
+    self.assertEqual({name: each['num_images'] for name, each in sets.items()}, counts)
+    self.assertLen({each['fingerprint'] for each in sets.values()}, 5)
+
+  def test_results_of_other_sets_numbers_and_images_are_never_overwritten(self):
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    path = os.path.join(folder, 'x.png')
+    for value, num_examples, name in (
+      (0, 50, 'ood_7_seed1_mine.json'),
+      (0, 40, 'ood_7_seed1_mine_2.json'),
+      (1, 50, 'ood_7_seed1_mine_3.json'),
+      (0, 50, 'ood_7_seed1_mine.json'),
+    ):
+      Image.fromarray(np.full((8, 8), value, np.uint8)).save(path)
+      record = self.without_energies((f'mine={folder}',), num_examples=num_examples, seed=1)
+      self.assertEqual(self.written(name), record)
+
+  def test_a_set_called_like_a_file_of_another_result_overwrites_nothing(self):
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(os.path.join(folder, 'x.png'))
+    self.without_energies(('noise', 'constant'), seed=2)
+    before = testing.contents(os.path.join(self.workdir, 'ood'))
+    self.without_energies((f'sets={folder}',), seed=2)
+    after = testing.contents(os.path.join(self.workdir, 'ood'))
+    self.assertEqual({name: after[name] for name in before}, before)
+    self.assertContainsSubset(['ood_7_seed2_sets_2.png', 'ood_7_seed2_sets_2_sets.png'], after)
+
+  def test_odd_names_do_no_harm(self):
+    folder = os.path.join(self.enterContext(tempfile.TemporaryDirectory()), '$\\bad{|$ \n猫')
+    os.mkdir(folder)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(os.path.join(folder, 'x.png'))
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')
+      self.without_energies((folder,))
+    with open(os.path.join(self.workdir, 'ood', 'ood_7__bad_n猫.md'), encoding='utf-8') as file:
+      self.assertIn('| level | score | $\\bad{\\|$ \\n猫 |', file.read())
+
   def test_what_cannot_be_told_from_is_refused(self):
     for against, message in (
       ((), '--against names nothing'),
       (('',), '--against names nothing'),
-      (('nosuchset',), '--against=nosuchset is neither a file nor a data set: name noise, .*, constant, a folder'),
+      (
+        ('nosuchset',),
+        '--against=nosuchset is neither a file in .* nor a data set: name noise, .*, constant, a folder',
+      ),
+      (('noise=/x',), '--against=noise=/x: noise means something else'),
       (('toy2d',), r'--against=toy2d has examples of shape \(2,\), but the model takes \(8, 8, 1\)'),
       (('/nowhere/x',), '--against: /nowhere/x does not exist'),
     ):
