@@ -41,7 +41,7 @@ def load(config, workdir: str, step: int | None = None) -> Trained:
   """Reads a checkpoint.
 
   Args:
-    config: the configuration; the `train` section and how samples are drawn need not be the workdir's.
+    config: the configuration; the `train` section, how samples are drawn and the test split need not be the workdir's.
     workdir: of a training job.
     step: the checkpoint's, or None for the newest.
 
@@ -59,7 +59,8 @@ def check(config, workdir: str) -> ml_collections.ConfigDict:
   """The resolved configuration; raises a `UserError` where it is wrong, or not that of the workdir."""
   config = config_lib.resolve(config)
   config_lib.check(config, 1)
-  config_lib.check_same_run(config, workdir, free=('seed', 'train', 'sampling.num_steps'))
+  # Training goes on with its own test split, whose folder may decide what the training split is.
+  config_lib.check_same_run(config, workdir, free=('seed', 'train', 'sampling.num_steps', 'data.test_split'))
   return config
 
 

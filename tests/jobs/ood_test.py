@@ -10,11 +10,19 @@ from absl.testing import absltest
 import numpy as np
 from PIL import Image
 
+from diffusion_ebm import config as config_lib
 from diffusion_ebm import trained
-from diffusion_ebm.jobs import ood
+from diffusion_ebm.jobs import evaluate, ood
 from diffusion_ebm.run import files
 from diffusion_ebm.run.errors import UserError
 from tests import testing
+
+
+def first_pixels(config, ebm, sets, fitted_on, shown, seed, step):
+  """As many of each image as there are levels, in place of its energies."""
+  del config, ebm, seed, step
+  of_train, *others = (images.reshape(len(images), -1)[:, : len(shown)] for images in (fitted_on, *sets.values()))
+  return of_train, dict(zip(sets, others, strict=True))
 
 
 class OodTest(absltest.TestCase):
@@ -32,16 +40,12 @@ class OodTest(absltest.TestCase):
     return ood.run(config, self.workdir, seed)
 
   def without_energies(self, *args, **kwargs):
-    """The job with numbers that the images alone give, in place of energies."""
-
-    def values(config, ebm, sets, fitted_on, shown, seed, step):
-      of_train, *others = (images.reshape(len(images), -1)[:, : len(shown)] for images in (fitted_on, *sets.values()))
-      return of_train, dict(zip(sets, others, strict=True))
+    """The job with pixels in place of energies."""
 
     def load(config, *_):
       return self.trained._replace(config=config)
 
-    with mock.patch.object(ood, '_log_densities', values), mock.patch.object(trained, 'load', load):
+    with mock.patch.object(ood, '_log_densities', first_pixels), mock.patch.object(trained, 'load', load):
       return self.ood(*args, **kwargs)
 
   def written(self, name):
@@ -147,6 +151,34 @@ class OodTest(absltest.TestCase):
       with self.subTest(message), self.assertRaisesRegex(UserError, message) as caught:
         self.ood(against)
       self.assertNotIn('\n', str(caught.exception))
+
+  def test_a_run_without_a_test_split_may_be_given_one_later(self):
+    folder, workdir = (self.enterContext(tempfile.TemporaryDirectory()) for _ in range(2))
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 50), ('holdout', 3), ('more', 4)):
+      os.mkdir(os.path.join(folder, split))
+      for number in range(count):
+        pixels = rng.integers(256, size=(8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(os.path.join(folder, split, f'{number}.png'))
+    config = testing.digits_config()
+    config.data.update({'name': 'images', 'path': folder})
+    config.ood.update({'against': ('noise',), 'num_examples': 50})
+    testing.save_first_state(config, workdir, step=7)
+    with self.assertRaisesRegex(UserError, "no folder 'test' .*set --config.data.test_split to another folder"):
+      ood.run(config, workdir)
+    for split, count in (('holdout', 3), ('more', 4)):
+      config.data.test_split = split
+      with mock.patch.object(ood, '_log_densities', first_pixels):
+        self.assertEqual(ood.run(config, workdir)['num_examples'], {'test': count, 'noise': count})
+    self.assertTrue(os.path.exists(os.path.join(workdir, 'ood', 'ood_7_2.json')))
+    # Scores of different test splits never count for each other; training goes on with its own.
+    compared = mock.Mock()
+    compared.extractor.key = 'pixels'
+    settings = evaluate._settings(config, compared)
+    config.data.test_split = 'holdout'
+    self.assertNotEqual(evaluate._settings(config, compared), settings)
+    with self.assertRaisesRegex(UserError, 'data.test_split'):
+      config_lib.check_same_run(config_lib.resolve(config), workdir)
 
   def test_too_few_examples_are_refused(self):
     with self.assertRaisesRegex(UserError, r'ood\.num_examples is 1, but must be at least 2'):
