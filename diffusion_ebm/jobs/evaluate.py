@@ -39,6 +39,7 @@ class _Evaluation(NamedTuple):
     folder: gets the results.
     reference: what each checkpoint is compared with.
     settings: a name for all that the scores depend on beside the checkpoint.
+    number: behind the names of the report and the pictures, where those of other settings have them: '' or '_2'.
     check_stop: raises an exception once a stop has been asked for.
   """
 
@@ -47,11 +48,16 @@ class _Evaluation(NamedTuple):
   folder: str
   reference: reference.Reference
   settings: str
+  number: str
   check_stop: Callable
 
   @property
   def results(self) -> str:
     return os.path.join(self.folder, 'results.jsonl')
+
+  def path(self, name: str, suffix: str) -> str:
+    """Of the report or a picture."""
+    return os.path.join(self.folder, f'{name}{self.number}{suffix}')
 
   def records(self) -> list[dict]:
     """The records of these settings, one for each step, by step."""
@@ -65,8 +71,9 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
   """Scores the checkpoints of a workdir, each once, until training has ended and all are done.
 
   Writes to `eval/` in the workdir: `results.jsonl`, a record for each checkpoint; `samples_STEP.png` and
-  `neighbours_STEP.png`; `samples_STEP.npz` if `config.eval.save_samples`; `tensorboard/`; `report.html`. What is known
-  of the data is kept in `cache/`. The job may be stopped at any moment, and several may share a workdir.
+  `neighbours_STEP.png`; `samples_STEP.npz` if `config.eval.save_samples`; `tensorboard/`; `report.html`; `report.json`:
+  what it depends on. For other settings, a number follows the names of report and pictures. What is known of the data
+  is kept in `cache/`. The job may be stopped at any moment, and several may share a workdir.
 
   Args:
     config: the configuration; the `train` section, the number of Langevin steps and eta need not be the workdir's.
@@ -98,7 +105,10 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
 
     cache, load_sources = workdir_lib.make_cache(workdir), functools.partial(_load_sources, config)
     compared = reference.make(config.eval, config.data, load_sources, cache, check_stop)
-    evaluation = _Evaluation(config, workdir, folder, compared, _settings(config, compared), check_stop)
+    inputs = _inputs(config, compared)
+    number = os.path.basename(workdir_lib.claim(folder, 'report', inputs)).removeprefix('report')
+    settings = feature_statistics.key(*inputs.values())
+    evaluation = _Evaluation(config, workdir, folder, compared, settings, number, check_stop)
     doing('building the network')
     model = model_lib.build(config)
     sampler = generate.make_sampler(config, model.shape, _batch_size(config))
@@ -106,7 +116,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
     for step_to_score in _steps_to_score(evaluation, step):
       _score(evaluation, model, sampler, step_to_score, raise_errors=step is not None)
       _write_report(evaluation)
-  _log.info('results in %s, report in %s', evaluation.results, os.path.join(folder, 'report.html'))
+  _log.info('results in %s, report in %s', evaluation.results, evaluation.path('report', '.html'))
 
 
 def _batch_size(config):
@@ -127,10 +137,14 @@ def _load_sources(config):
   return sources
 
 
-def _settings(config, compared):
-  drawn = {key: value for key, value in config.sampling.items() if key not in _NOT_OF_SAMPLES}
-  data_of_scores = features.data_key(config.data, {})[0]
-  return feature_statistics.key(reference.measure(config.eval), drawn, compared.extractor.key, data_of_scores)
+def _inputs(config, compared) -> dict:
+  """What the scores depend on beside the checkpoint; the order is part of the name that older records have for it."""
+  return {
+    'eval': reference.measure(config.eval),
+    'sampling': {key: value for key, value in config.sampling.items() if key not in _NOT_OF_SAMPLES},
+    'features': compared.extractor.key,
+    'data': features.data_key(config.data, {})[0],
+  }
 
 
 # What to score.
@@ -201,7 +215,7 @@ def _score(evaluation, model, sampler, step: int, raise_errors: bool):
       raise
     _log.warning('step %d: %s', step, error)
     return
-  _write_board(evaluation.folder, record)  # before the record, which says that all is done
+  _write_board(evaluation, record)  # before the record, which says that all is done
   results.append(evaluation.results, record)
   _log.info(
     'step %d: Frechet distance %.4g (%s features, %d samples, %s split)',
@@ -274,15 +288,14 @@ def _scores(evaluation, ebm, sampler, step):
 
 
 def _write_samples(evaluation, step, samples, rows):
-  base = os.path.join(evaluation.folder, f'samples_{step}')
+  name = f'samples_{step}'
   if evaluation.config.eval.save_samples:
-    files.write_npz(base + '.npz', {'samples': samples})
+    files.write_npz(evaluation.path(name, '.npz'), {'samples': samples})
   shown = samples[:_NUM_IN_GRID] if samples.ndim > 2 else samples
-  files.write_png(base + '.png', level_pictures.samples(shown))
+  files.write_png(evaluation.path(name, '.png'), level_pictures.samples(shown))
   if samples.ndim > 2:
     files.write_png(
-      os.path.join(evaluation.folder, f'neighbours_{step}.png'),
-      _picture_of_neighbours(evaluation.reference, samples, rows),
+      evaluation.path(f'neighbours_{step}', '.png'), _picture_of_neighbours(evaluation.reference, samples, rows)
     )
 
 
@@ -297,33 +310,33 @@ def _picture_of_neighbours(compared, samples, rows):
   return pictures.image_grid(np.concatenate(lines), 1 + found.shape[1])
 
 
-def _write_board(folder, record):
+def _write_board(evaluation, record):
   from PIL import Image
 
   step = record['step']
-  with contextlib.closing(writers.open_board(os.path.join(folder, 'tensorboard'))) as board:
+  with contextlib.closing(writers.open_board(os.path.join(evaluation.folder, 'tensorboard'))) as board:
     for name in ('fid', 'inception_score', 'kid', 'precision', 'recall', 'density', 'coverage'):
       if record[name] is not None:
         board.add_scalar(f'eval/{name}', record[name], step)
     for name in ('samples', 'neighbours'):
-      path = os.path.join(folder, f'{name}_{step}.png')
+      path = evaluation.path(f'{name}_{step}', '.png')
       if os.path.exists(path):
         with Image.open(path) as picture:
           board.add_image(f'eval/{name}', np.asarray(picture), step, dataformats='HWC')
 
 
 def _write_report(evaluation):
-  records, folder = evaluation.records(), evaluation.folder
+  records = evaluation.records()
   if not records:
     return
   steps = [record['step'] for record in records if 'error' not in record][::-1]
   shown = {
     'Samples, the first of each checkpoint': [
-      (f'step {step}', os.path.join(folder, f'samples_{step}.png')) for step in steps
+      (f'step {step}', evaluation.path(f'samples_{step}', '.png')) for step in steps
     ],
     'Samples (left) and their nearest training examples': [
-      (f'step {step}', os.path.join(folder, f'neighbours_{step}.png')) for step in steps[:1]
+      (f'step {step}', evaluation.path(f'neighbours_{step}', '.png')) for step in steps[:1]
     ],
   }
   title = f'Evaluation of {os.path.basename(os.path.abspath(evaluation.workdir))}'
-  files.write_text(os.path.join(folder, 'report.html'), report.page(title, records, shown, evaluation.config.to_dict()))
+  files.write_text(evaluation.path('report', '.html'), report.page(title, records, shown, evaluation.config.to_dict()))

@@ -90,6 +90,7 @@ class EvaluationTest(absltest.TestCase):
         'claims',
         'results.jsonl',
         'report.html',
+        'report.json',
         'tensorboard',
         'samples_2.npz',
         'samples_4.npz',
@@ -116,9 +117,16 @@ class EvaluationTest(absltest.TestCase):
       evaluate.run(eval_config(batch_size=100), self.workdir)
       evaluate.run(eval_config(), self.workdir, step=4)
     self.assertEqual(records(self.workdir), before)
+    folder = os.path.join(self.workdir, 'eval')
+    pictures = {name: content for name, content in testing.contents(folder).items() if name.endswith(('.png', '.html'))}
     evaluate.run(eval_config(seed=1), self.workdir, step=4)
     self.assertEqual([record['step'] for record in records(self.workdir)], [2, 4, 4])
     self.assertNotEqual(records(self.workdir)[2]['fid'], before[1]['fid'])
+    # Beside the report and the pictures of the first, not in their place.
+    after = testing.contents(folder)
+    self.assertEqual({name: after[name] for name in pictures}, pictures)
+    self.assertNotEqual(after['samples_4_2.png'], pictures['samples_4.png'])
+    self.assertContainsSubset(['report_2.html', 'neighbours_4_2.png'], after)
 
   def test_scores_do_not_depend_on_batches(self):
     config = eval_config(batch_size=7)

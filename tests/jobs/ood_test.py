@@ -174,9 +174,9 @@ class OodTest(absltest.TestCase):
     # Scores of different test splits never count for each other; training goes on with its own.
     compared = mock.Mock()
     compared.extractor.key = 'pixels'
-    settings = evaluate._settings(config, compared)
+    inputs = evaluate._inputs(config, compared)
     config.data.test_split = 'holdout'
-    self.assertNotEqual(evaluate._settings(config, compared), settings)
+    self.assertNotEqual(evaluate._inputs(config, compared), inputs)
     with self.assertRaisesRegex(UserError, 'data.test_split'):
       config_lib.check_same_run(config_lib.resolve(config), workdir)
 
