@@ -64,6 +64,7 @@ def get_config():
   train.batch_size = 64  # over all devices
   train.micro_batches = 1  # parts of each device's batch that are computed one after another: less memory
   train.num_steps = 1_000_000
+  train.init_from = ''  # a workdir, or a folder in its checkpoints/: start from its averaged weights
   train.objective = 'recovery'  # or dsm: denoising score matching, its limit of little noise
   train.level_weight = 'published'  # sigma_1 / sigma_{t+1}; or balanced: (sbar_{t+1} / sigma_{t+1})^2 in nats
   train.time_score = 0.0  # weight of the loss that ties the levels together, about 1; docs/density.md

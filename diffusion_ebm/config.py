@@ -10,7 +10,7 @@ import ml_collections
 from diffusion_ebm import evaluate, langevin, networks, noise_levels, older_versions, train_step
 from diffusion_ebm.data import tfds_data_dir
 from diffusion_ebm.networks import layers, normal_factor, resnet
-from diffusion_ebm.run import files
+from diffusion_ebm.run import files, paths
 from diffusion_ebm.run.errors import UserError
 
 # Steps, seeds and sizes are 32-bit numbers on the devices.
@@ -41,6 +41,8 @@ _FREE = {
 }
 # Sections of jobs that work on a trained run: they say nothing about it.
 _FREE_SECTIONS = ('inpaint', 'interpolate', 'ood', 'eval', 'density', 'long_run')
+# Of the `model` section, what fits any weights.
+_NOT_OF_WEIGHTS = ('model.dtype', 'model.dropout', 'model.remat')
 MAX_COMPLETIONS = 1024
 
 
@@ -55,7 +57,10 @@ def grey_width(config) -> float:
 
 
 def resolve(config) -> ml_collections.ConfigDict:
-  """A copy of the configuration with what it leaves open filled in: `model.ch_mult`; None is taken for empty."""
+  """A copy of the configuration with what it leaves open filled in: `model.ch_mult`, the start of `train.init_from`.
+
+  None is taken for empty.
+  """
   config = config.copy_and_resolve_references()
   for section in config.values():
     if isinstance(section, ml_collections.ConfigDict):
@@ -63,6 +68,8 @@ def resolve(config) -> ml_collections.ConfigDict:
       section.update({key: '' if value else () for key, value in section.items() if value in ('None', (None,), None)})
   if not config.model.ch_mult:
     config.model.ch_mult = _CH_MULT.get(config.data.image_size, ())
+  if config.train.init_from:
+    config.train.init_from = os.path.abspath(paths.local(config.train.init_from, '--config.train.init_from'))
   return config
 
 
@@ -359,24 +366,41 @@ def check_same_run(config, workdir, free=()):
 
 def check_same(config, saved: dict, where: str, free=()):
   """Raises a `UserError` that lists the keys in which a saved configuration, found `where`, differs; see above."""
-  here = dict(_flatten(config.to_dict()))
-  saved_values = here | dict(
-    _flatten(older_versions.read_config(saved).to_dict())
-  )  # an older version did not know all of ours
   skip = _FREE - {'train.num_steps'} if config.train.cosine_decay else _FREE
+  differing = {
+    key: how
+    for key, how in _differences(config, saved).items()
+    if key not in skip and key not in free and key.split('.')[0] not in (*free, *_FREE_SECTIONS)
+  }
+  if differing:
+    listed, why, remedy = ', '.join(differing.values()), '', 'use another --workdir'
+    if 'train.num_steps' in differing:
+      why = ' (with cosine decay, the length of the run shapes its learning rate)'
+      remedy += f'; --config.train.init_from={where} lets it start from these weights'
+    raise UserError(f'{where} belongs to another configuration: {listed}{why}; {remedy}')
+
+
+def check_same_network(config, saved: dict, where: str):
+  """Raises a `UserError` that lists how the network, the levels or the shape of the data of another run differ."""
   differing = [
-    key
-    for key in sorted(here.keys() | saved_values.keys())
-    if not _is_same(key, here.get(key), saved_values.get(key))
-    and key not in skip
-    and key not in free
-    and key.split('.')[0] not in (*free, *_FREE_SECTIONS)
+    how
+    for key, how in _differences(config, saved).items()
+    if key.startswith(('model.', 'diffusion.', 'data.image_size', 'data.num_channels')) and key not in _NOT_OF_WEIGHTS
   ]
   if differing:
-    listed = ', '.join(f'{key} ({saved_values.get(key)!r} there, {here.get(key)!r} here)' for key in differing)
-    cosine = 'train.num_steps' in differing
-    why = ' (with cosine decay, the length of the run shapes its learning rate)' if cosine else ''
-    raise UserError(f'{where} belongs to another configuration: {listed}{why}; use another --workdir')
+    raise UserError(f'--config.train.init_from={where} has another network: {", ".join(differing)}; set these alike')
+
+
+def _differences(config, saved: dict) -> dict[str, str]:
+  """The keys in which a saved configuration differs, and how."""
+  here = dict(_flatten(config.to_dict()))
+  # An older version did not know all of ours.
+  there = here | dict(_flatten(older_versions.read_config(saved).to_dict()))
+  return {
+    key: f'{key} ({there.get(key)!r} there, {here.get(key)!r} here)'
+    for key in sorted(here.keys() | there.keys())
+    if not _is_same(key, here.get(key), there.get(key))
+  }
 
 
 def _is_same(key, one, other) -> bool:

@@ -8,6 +8,7 @@ from diffusion_ebm.run.errors import UserError
 _LATER = {
   'model.level_embedding': 'index',
   'model.normal_factor': 0,
+  'train.init_from': '',
   'train.level_weight': 'published',
   'train.time_score': 0.0,
   'train.score_matching': 0.0,

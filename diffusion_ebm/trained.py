@@ -1,10 +1,12 @@
 """A trained model, from its workdir."""
 
 import glob
+import logging
 import os
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -16,6 +18,8 @@ from diffusion_ebm.networks import spectral_norm
 from diffusion_ebm.run import checkpoints, files, parallel
 from diffusion_ebm.run.errors import UserError
 from diffusion_ebm.run.progress import doing
+
+_log = logging.getLogger(__name__)
 
 # The parameters' average has no power iteration of its own: enough steps for it to converge again.
 _POWER_ITERATIONS = 30
@@ -73,6 +77,39 @@ def read(model: model_lib.Model, workdir: str, step: int | None = None) -> tuple
   finally:
     manager.close()
   return model.ebm(parallel.replicate(ema_weights(state))), model.shape, int(state.step)
+
+
+def _other_run(config):
+  """`(workdir, step)` of the checkpoint that `train.init_from` names; step None for the newest."""
+  folder, name = os.path.split(config.train.init_from)
+  if name.isdecimal() and os.path.basename(folder) == 'checkpoints':
+    return os.path.dirname(folder), int(name)
+  return config.train.init_from, None
+
+
+def check_start(config):
+  """Raises a `UserError` if a new run cannot start from the checkpoint that `train.init_from` names."""
+  workdir, step = _other_run(config)
+  saved, known = config_lib.load(workdir), checkpoints.steps(workdir)
+  if saved is None or not known:
+    raise UserError(f'--config.train.init_from={workdir} holds no checkpoint: name the workdir of a trained run')
+  if step not in (None, *known):
+    raise UserError(f'--config.train.init_from: no checkpoint of step {step} in {workdir}; there are {known}')
+  config_lib.check_same_network(config, saved.to_dict(), workdir)
+
+
+def start(config, state):
+  """A new run's first state, a `TrainState` on all devices, with the averaged weights that `train.init_from` names."""
+  workdir, step = _other_run(config)
+  manager = checkpoints.open_for_reading(workdir)
+  try:
+    other, _ = checkpoints.restore(manager, state, step, lacking=older_versions.LACKING)
+  finally:
+    manager.close()
+  _log.info('starting from the averaged weights of step %d in %s', int(other.step), workdir)
+  # A copy: the training step takes over the memory of what it is given.
+  copy = jax.jit(lambda weights: jax.tree.map(jnp.copy, weights))(other.ema_params)
+  return state.replace(params=other.ema_params, ema_params=copy, spectral=other.spectral)
 
 
 @jax.jit

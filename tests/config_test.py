@@ -350,7 +350,10 @@ class WorkdirTest(absltest.TestCase):
     config.train.cosine_decay = True
     config_lib.save(config, self.workdir)
     config.train.num_steps += 1
-    with self.assertRaisesRegex(UserError, r'train\.num_steps'):
+    with self.assertRaisesRegex(
+      UserError,
+      rf'train\.num_steps .*cosine.*another --workdir; --config\.train\.init_from={self.workdir} lets it start',
+    ):
       config_lib.check_same_run(config, self.workdir)
 
   def test_a_damaged_file_is_named(self):

@@ -59,6 +59,8 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
   def load_source():
     config_lib.check(config, parallel.num_devices())
     config_lib.check_same_run(config, workdir)
+    if config.train.init_from and not checkpoints.steps(workdir):
+      trained.check_start(config)
     source, components = data.load_source(config.data, 'train'), config.model.normal_factor
     if components > len(source):
       raise UserError(f'model.normal_factor is {components}, but there are only {len(source)} examples: use fewer')
@@ -142,7 +144,7 @@ def _describe(config, source, state):
   if step >= num_steps:
     longer = 'raise --config.train.num_steps to go on'
     if config.train.cosine_decay:
-      longer = 'a longer run with cosine decay needs another --workdir'
+      longer = 'to train longer with cosine decay, use another --workdir and --config.train.init_from=THIS_ONE'
     text = 'already trained to step %d of %d: nothing to do; draw samples with --mode=sample; %s'
     _log.info(text, step, num_steps, longer)
     return
@@ -162,6 +164,8 @@ def _first_state(config, workdir, model, saver, source):
       set_aside=True,
       lacking=older_versions.LACKING,
     )
+  if config.train.init_from:
+    return trained.start(config, model.state), 0
   if config.model.normal_factor:
     return _with_normal_factor(config, model.state, source), 0
   return model.state, 0

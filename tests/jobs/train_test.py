@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from diffusion_ebm import bad_step_file, data, training_metrics
+from diffusion_ebm import bad_step_file, data, trained, training_metrics
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 from diffusion_ebm.jobs import replay_bad_step, sample, train
@@ -223,6 +223,60 @@ class TrainTest(absltest.TestCase):
       file.write('{"step": 3, "loss": 99.0}\n{"step": 4, "loss": 99.0}\n{"step": 5, "lo')
     train.run(testing.digits_config(), self.folder)
     self.assert_same_as_at_once(self.folder)
+
+  def start_from(self, path, **changes):
+    config = testing.digits_config(num_steps=1, init_from=path)
+    config.update_from_flattened_dict(changes)
+    train.run(config, os.path.join(self.folder, 'run'))
+
+  @testing.long
+  def test_a_run_may_start_from_the_weights_of_another(self):
+    other = os.path.join(self.folder, 'other')
+    shutil.copytree(self.workdir, other)
+    self.addCleanup(os.chdir, os.getcwd())
+    os.chdir(self.folder)
+    # The first step has learning rate zero.
+    self.start_from('other', seed=3, **{'train.beta_1': 0.5, 'data.random_flip': False, 'model.remat': True})
+    state, batches = testing.restore(testing.digits_config(), 'run')
+    self.assertEqual((int(state.step), batches), (1, 1))
+    jax.tree.map(np.testing.assert_array_equal, state.params, self.state.ema_params)
+    for ours, theirs in zip(*(jax.tree.leaves(each.ema_params) for each in (state, self.state)), strict=True):
+      np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    self.assertGreater(largest_change(state.params, self.state.params), 0)
+    self.assertLess(largest_change(state.spectral, self.state.spectral), 0.1)
+    self.assertEqual(config_lib.load('run').train.init_from, os.path.abspath('other'))
+    # It belongs to the run, which needs the other one no longer.
+    shutil.rmtree('other')
+    with self.assertRaisesRegex(UserError, r"train\.init_from \('.*/other' there, '' here\)"):
+      self.start_from('', seed=3, **{'train.beta_1': 0.5, 'data.random_flip': False})
+    changes = {'train.beta_1': 0.5, 'data.random_flip': False, 'train.num_steps': 2}
+    self.start_from(os.path.abspath('other'), seed=3, **changes)
+    self.assertEqual(testing.steps_of('run'), [1, 2])
+
+  def test_a_run_may_start_from_a_checkpoint_of_another(self):
+    path = os.path.join(self.workdir, 'checkpoints', '2')
+    config = config_lib.resolve(testing.digits_config(init_from=path))
+    trained.check_start(config)
+    state = trained.start(config, model_lib.build(config).state)
+    expected, _ = testing.restore(testing.digits_config(), self.workdir, 2)
+    jax.tree.map(np.testing.assert_array_equal, state.params, expected.ema_params)
+    jax.tree.map(np.testing.assert_array_equal, state.ema_params, expected.ema_params)
+    jax.tree.map(np.testing.assert_array_equal, state.spectral, expected.spectral)
+    self.assertEqual(int(state.step), 0)
+    self.assertEqual(largest_change(state.opt_state, model_lib.build(config).state.opt_state), 0)
+
+  def test_weights_that_are_not_there_or_do_not_fit_are_refused_before_anything_is_written(self):
+    for path, changes, message in (
+      (self.workdir, {'model.ch': 16}, r'init_from=.* has another network: model\.ch \(8 there, 16 here\); set these'),
+      (self.workdir, {'diffusion.num_levels': 8}, r'has another network: diffusion\.num_levels \(6 there, 8 here\)'),
+      (self.folder, {}, '--config.train.init_from=.* holds no checkpoint: name the workdir of a trained run'),
+      (os.path.join(self.workdir, 'checkpoints', '3'), {}, r'no checkpoint of step 3 in .*; there are \[2, 4\]'),
+      ('gs://bucket/run', {}, '--config.train.init_from=gs://bucket/run: gs:// is not supported'),
+    ):
+      with self.subTest(message), self.assertRaisesRegex(UserError, message) as caught:
+        self.start_from(path, **changes)
+      self.assertNotIn('\n', str(caught.exception))
+    self.assertEmpty(os.listdir(self.folder))
 
   def test_another_configuration_is_refused_key_by_key(self):
     before = testing.contents(self.workdir)
