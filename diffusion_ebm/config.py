@@ -65,7 +65,9 @@ def resolve(config) -> ml_collections.ConfigDict:
   for section in config.values():
     if isinstance(section, ml_collections.ConfigDict):
       # The command line gives a string or a tuple for it.
-      section.update({key: '' if value else () for key, value in section.items() if value in ('None', (None,), None)})
+      section.update(
+        {key: '' if value == 'None' else () for key, value in section.items() if value in ('None', (None,), None)}
+      )
   if not config.model.ch_mult:
     config.model.ch_mult = _CH_MULT.get(config.data.image_size, ())
   if config.train.init_from:
