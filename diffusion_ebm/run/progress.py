@@ -7,6 +7,7 @@ import time
 import tqdm
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BEFORE_BAR = 1.0  # what is done at once needs none
 
 
 class Progress:
@@ -15,7 +16,13 @@ class Progress:
   def __init__(self, what: str, total: int, done: int = 0, unit: str = 'step', shown: bool = True):
     self._what, self._total, self._start, self._done, self._unit = what, total, done, done, unit
     self._bar = tqdm.tqdm(
-      desc=what, total=total, initial=done, unit=unit, dynamic_ncols=True, disable=not (shown and sys.stderr.isatty())
+      desc=what,
+      total=total,
+      initial=done,
+      unit=unit,
+      dynamic_ncols=True,
+      disable=not (shown and sys.stderr.isatty()),
+      delay=_SECONDS_BEFORE_BAR,
     )
     self._began = self._last_line = time.monotonic()
 
