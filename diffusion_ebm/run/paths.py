@@ -33,6 +33,11 @@ def local(path: str, name: str) -> str:
   return os.path.expanduser(path)
 
 
+def printable(name: str) -> str:
+  """A name without what a terminal would obey or cannot show: such characters as escapes."""
+  return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
 def workdir(path: str) -> str:
   """A workdir, as of `local`.
 

@@ -15,7 +15,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 from PIL import Image
 
-from diffusion_ebm.data import encoded, image_files, load_source, train_batches
+from diffusion_ebm.data import archives, decode, encoded, load_source, train_batches
 from diffusion_ebm.run.errors import UserError
 
 
@@ -57,6 +57,8 @@ class ImagesTest(parameterized.TestCase):
       'strict': False,
       'train_split': '',
       'test_split': '',
+      'test_fraction': 0.0,
+      'random_flip': False,
       'max_memory_gb': 1.0,
       'num_workers': 3,
     }
@@ -233,7 +235,7 @@ class ImagesTest(parameterized.TestCase):
         'notes.txt': b'text',
         '__MACOSX/._a.png': b'metadata',
         'Thumbs.db': b'x',
-        'png': other,
+        'text.png~': other,
       }
     )
     for path in (self.path, self._zip()):
@@ -305,7 +307,7 @@ class ImagesTest(parameterized.TestCase):
     source = self._load(max_memory_gb=0.0)
     os.remove(os.path.join(self.path, 'dog', '0.png'))
     source.read(np.array([0, 1, 3]))
-    with self.assertRaisesRegex(UserError, 'dog/0.png.*could be read at the start, but not now'):
+    with self.assertRaisesRegex(UserError, 'dog/0.png in .* was there, but cannot be read any more .*: see that'):
       source.read(np.array([2]))
 
   # Bad input.
@@ -327,18 +329,18 @@ class ImagesTest(parameterized.TestCase):
 
   def test_folder_without_images_is_refused(self):
     self._write(**{'notes.txt': b'text'})
-    with self._refused(r'holds no images \(PNG, JPEG or WebP'):
+    with self._refused(r'images holds no images \(JPEG, PNG, .*\); it holds 1 \.txt: set --config.data.path'):
       self._load()
 
   def test_archive_without_images_is_refused(self):
     self._write(**{'notes.txt': b'text'})
-    with self._refused(r'archive.zip holds no images \(PNG, JPEG or WebP'):
+    with self._refused(r'archive.zip holds no images \(JPEG, PNG, .*\); it holds 1 \.txt: set --config.data.path'):
       self._load(path=self._zip())
 
   @parameterized.parameters(b'', b'not a zip archive', b'PK\x03\x04 cut off')
   def test_file_that_is_no_archive_is_refused(self, content):
     self._write(**{'file.zip': content})
-    with self._refused('file.zip is neither a folder nor a zip archive'):
+    with self._refused(r'file.zip is neither a folder nor a \.zip or \.tar'):
       self._load(path=os.path.join(self.path, 'file.zip'))
 
   def _damaged(self):
@@ -389,7 +391,7 @@ class ImagesTest(parameterized.TestCase):
     content[content.index(b'PK\x01\x02') + 8] |= 1  # the flag in the directory
     content[content.index(b'PK\x03\x04') + 6] |= 1
     self._write(**{'locked.zip': bytes(content)})
-    with self._refused('none of the 1 images .*encrypted'):
+    with self._refused('locked.zip is encrypted: unpack it with its password'):
       self._load(path=os.path.join(self.path, 'locked.zip'))
 
   @parameterized.parameters(False, True)
@@ -403,11 +405,11 @@ class ImagesTest(parameterized.TestCase):
 
   @parameterized.parameters(False, True)
   def test_file_that_unpacks_to_too_many_bytes_is_refused_unread(self, archive):
-    self._write(**{'bomb.png': bytes(2**20), 'good.png': _encode(_noise(4, 4, 3))})
+    self._write(**{'bomb.png': _encode(_noise(4, 4, 3)) + bytes(2**20), 'good.png': _encode(_noise(4, 4, 3))})
     path = self._zip() if archive else self.path
-    with mock.patch.object(image_files, 'MAX_BYTES', 2**20 - 1), self.assertLogs('diffusion_ebm', 'WARNING') as logs:
+    with mock.patch.object(decode, 'MAX_BYTES', 2**20), self.assertLogs('diffusion_ebm', 'WARNING') as logs:
       self.assertLen(self._load(path=path), 1)
-    self.assertIn('bomb.png: 1048576 bytes are more than 1048575', logs.output[0])
+    self.assertIn('bytes are more than 1048576', logs.output[0])
 
   def test_archive_that_lies_about_the_size_is_read_no_further_than_it_says(self):
     self._write(**{'a.png': _encode(_noise(40, 40, 3))})
@@ -431,7 +433,7 @@ class ImagesTest(parameterized.TestCase):
     with zipfile.ZipFile(self.path, 'w', zipfile.ZIP_DEFLATED) as archive:
       archive.writestr('1.png', bytes(2**20))
     with (
-      mock.patch.object(image_files, '_SUSPICIOUS_BYTES', 2**20 - 1),
+      mock.patch.object(archives, '_SUSPICIOUS_BYTES', 2**20 - 1),
       mock.patch.object(zipfile.ZipFile, 'open', mock.Mock(side_effect=AssertionError('read'))),
       self.assertRaisesRegex(UserError, r'has \d+ bytes but unpacks to 1048576: images do not'),
     ):
@@ -442,7 +444,7 @@ class ImagesTest(parameterized.TestCase):
     os.mkfifo(os.path.join(self.path, '2.png'))
     self.assertLen(self._load(), 1)
     os.mkfifo(self.path + '.zip')
-    with self.assertRaisesRegex(UserError, 'neither a folder nor a zip archive'):
+    with self.assertRaisesRegex(UserError, r'neither a folder nor a \.zip or \.tar'):
       self._load(path=self.path + '.zip')
 
   def test_mixture_of_grey_and_colour_is_refused_in_colour(self):
