@@ -126,8 +126,10 @@ def _load_sources(config):
 
 def _settings(config, compared):
   drawn = {key: value for key, value in config.sampling.items() if key not in _NOT_OF_SAMPLES}
-  data_of_scores = features.data_key(config.data, {})[0]
-  return feature_statistics.key(reference.measure(config.eval), drawn, compared.extractor.key, data_of_scores)
+  parts = [reference.measure(config.eval), drawn, compared.extractor.key, features.data_key(config.data, {})[0]]
+  if compared.fingerprints:  # sets that cannot change have none: their results stay valid
+    parts.append(compared.fingerprints)
+  return feature_statistics.key(*parts)
 
 
 # What to score.
