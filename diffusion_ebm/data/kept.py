@@ -66,8 +66,11 @@ def changes(folder: str, source) -> str:
     if files.read_json(_summary(folder))['fingerprint'] == inventory.fingerprint(now):
       return ''
     with open(_files(folder), encoding='utf-8', errors='surrogateescape', newline='') as file:
-      rows = [row for row in csv.DictReader(file) if row['kind'] and row['split']]
-    before = {row['name']: tuple(row[key] for key in _COMPARED) for row in rows}
+      rows = csv.DictReader(file)
+      if not {'name', 'kind', 'split', *_COMPARED}.issubset(rows.fieldnames or ()):
+        raise ValueError('other columns')
+      used = [row for row in rows if row['kind'] and row['split']]
+    before = {row['name']: tuple(row[key] for key in _COMPARED) for row in used}
   except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
     return f'whether the images are those of the first start is not known: {folder} cannot be read ({error})'
   return _in_words(before, {file.name: tuple(str(getattr(file, key)) for key in _COMPARED) for file in now})

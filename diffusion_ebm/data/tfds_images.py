@@ -46,7 +46,8 @@ def load(data, split, choose=None):
   prepare(builder)
   examples = _examples(builder, data, split)
   padded = data.image_size == 32 and tuple(feature.shape[:2]) == (28, 28)
-  classes = _classes(builder)
+  label = _class_label(builder)
+  classes = tuple(label.names) if label and label.num_classes else None
   labels = np.zeros(len(examples), np.int64)
 
   def read(number):
@@ -56,12 +57,12 @@ def load(data, split, choose=None):
       raise UserError(
         f'image {number} of {data.name} cannot be read ({error}): remove {builder.data_dir} to have it prepared anew'
       ) from error
-    if classes:
+    if label:
       labels[number] = example['label']
     return _to_size(example['image'], padded, data)
 
   def find_labels():
-    return np.array([int(example['label']) for example in examples]) if classes else None
+    return np.array([int(example['label']) for example in examples]) if label else None
 
   shape = (data.image_size, data.image_size, data.num_channels)
   numbers = np.arange(len(examples)) if choose is None else choose(len(examples))
@@ -72,7 +73,7 @@ def load(data, split, choose=None):
   )
   if failures:
     raise next(iter(failures.values()))
-  return ArraySource(images, labels[numbers] if classes else None, classes)
+  return ArraySource(images, labels[numbers] if label else None, classes)
 
 
 def _builder(data):
@@ -109,12 +110,12 @@ def _image_feature(builder, name):
   return feature
 
 
-def _classes(builder):
-  """The names of the classes, or None."""
+def _class_label(builder):
+  """The TFDS feature of the classes, or None."""
   import tensorflow_datasets as tfds
 
   label = dict(builder.info.features.items()).get('label')
-  return tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else None
+  return label if isinstance(label, tfds.features.ClassLabel) else None
 
 
 def _examples(builder, data, split):

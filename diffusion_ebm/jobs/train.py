@@ -62,6 +62,10 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
   def load_source():
     config_lib.check(config, parallel.num_devices())
     config_lib.check_same_run(config, workdir)
+    if config.data.name == 'images' and os.path.realpath(config.data.path) == os.path.realpath(workdir):
+      raise UserError(
+        f'--workdir={workdir} is the folder of the images, which would be mixed with results: choose another'
+      )
     source, components = data.load_source(config.data, 'train'), config.model.normal_factor
     if components > len(source):
       raise UserError(f'model.normal_factor is {components}, but there are only {len(source)} examples: use fewer')

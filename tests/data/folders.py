@@ -26,6 +26,15 @@ def encode_16_bits(largest):
   return buffer.getvalue()
 
 
+def encode_transparent():
+  """The bytes of a PNG of which one pixel is transparent."""
+  pixels = np.full((4, 4, 4), 255, np.uint8)
+  pixels[0, 0, 3] = 0
+  buffer = io.BytesIO()
+  Image.fromarray(pixels).save(buffer, 'PNG')
+  return buffer.getvalue()
+
+
 def write(folder, contents):
   """Writes files, name to bytes, and returns the folder."""
   os.makedirs(folder, exist_ok=True)

@@ -5,8 +5,10 @@ import io
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 import threading
+import time
 import types
 from unittest import mock
 import zipfile
@@ -15,8 +17,9 @@ from absl.testing import absltest, parameterized
 import numpy as np
 from PIL import Image
 
-from diffusion_ebm.data import archives, decode, encoded, load_source, train_batches
+from diffusion_ebm.data import archives, decode, encoded, images, load_source, train_batches
 from diffusion_ebm.run.errors import UserError
+from tests.data import folders
 
 
 def _encode(pixels, format_='PNG', mode=None, **options):
@@ -310,6 +313,71 @@ class ImagesTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, 'dog/0.png in .* was there, but cannot be read any more .*: see that'):
       source.read(np.array([2]))
 
+  def test_a_share_that_goes_away_while_images_are_read_ends_the_start(self):
+    self._classes('')
+    decode = images.decode
+
+    def gone(*args):
+      if os.path.exists(self.path):
+        os.rename(self.path, self.path + ' away')
+      return decode(*args)
+
+    for max_memory_gb in (1.0, 1e-9):
+      with (
+        mock.patch.object(images, 'decode', gone),
+        self._refused('png in .*images was there, but cannot be read any more .No such file or directory.: see that'),
+      ):
+        self._load(num_workers=1, max_memory_gb=max_memory_gb)
+      os.rename(self.path + ' away', self.path)
+
+  def test_an_image_that_is_overwritten_during_a_run_is_named(self):
+    self._classes('')
+    source = self._load(max_memory_gb=1e-9)
+    self._write(**{'dog/0.png': b'something else'})
+    with self.assertRaisesRegex(UserError, 'dog/0.png in .* could be read at the start, but not now'):
+      source.read(np.array([2]))
+
+  def test_ctrl_c_ends_the_reading_at_once(self):
+    self._write(**{f'{n}.png': _encode(_noise(4, 4, 3)) for n in range(400)})
+    decoded = []
+
+    def slow(*args):
+      decoded.append(1)
+      if len(decoded) == 5:
+        signal.raise_signal(signal.SIGINT)
+      time.sleep(0.01)
+      raise ValueError
+
+    with mock.patch.object(images, 'decode', slow), self.assertRaises(KeyboardInterrupt):
+      self._load(num_workers=2)
+    self.assertLess(len(decoded), 200)
+
+  def test_reading_is_not_silent_for_long(self):
+    self._write(**{f'{n}.png': _encode(_noise(4, 4, 3)) for n in range(40)})
+    decode = images.decode
+    slow = mock.patch.object(images, 'decode', lambda *args: (time.sleep(0.02), decode(*args))[1])
+    often = mock.patch.multiple('diffusion_ebm.data.encoded', _SECONDS_BETWEEN_LOOKS=0.05)
+    lines = mock.patch('diffusion_ebm.run.progress._SECONDS_BETWEEN_LINES', 0.1)
+    with slow, often, lines, self.assertLogs('diffusion_ebm', 'INFO') as logs:
+      self._load()
+    self.assertRegex('\n'.join(logs.output), r'reading images \d+/40 images, 00:00 left')
+
+  def test_few_large_images_are_decoded_at_once(self):
+    self._write(**{f'{n}.png': _encode(_noise(900, 2000, 3, seed=n)) for n in range(4)})
+    decode, at_once, most = images.decode, [], []
+
+    def counting(*args):
+      at_once.append(1)
+      most.append(len(at_once))
+      image = decode(*args)
+      at_once.pop()
+      return image
+
+    for max_memory_gb in (1e-9, 0.01):  # what is kept fits the latter, and nothing else beside it
+      with mock.patch.object(images, 'decode', counting):
+        self._load(num_workers=4, max_memory_gb=max_memory_gb)
+    self.assertEqual(max(most), 1)
+
   # Bad input.
 
   @contextlib.contextmanager
@@ -460,6 +528,12 @@ class ImagesTest(parameterized.TestCase):
     self._write(**{'a.png': _encode(grey), 'b.png': _encode(grey[..., None].repeat(3, axis=2))})
     source = self._load(num_channels=1)
     self._assert_reads(source, [grey[..., None], grey[..., None]])
+
+  def test_mixture_of_grey_and_colour_may_be_allowed(self):
+    grey, colour = _noise(4, 4), _noise(4, 4, 3)
+    self._write(**{'a.png': _encode(grey), 'b.png': _encode(colour)})
+    source = images.load(folders.section(self.path), 'train', mixed=True)
+    self._assert_reads(source, [np.repeat(grey[..., None], 3, axis=2), colour])
 
   def test_two_channels_are_refused(self):
     with self._refused('num_channels=1 or 3'):
