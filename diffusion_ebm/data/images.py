@@ -40,7 +40,8 @@ def load(data, split):
   colours = np.zeros(len(names), bool)
 
   def read(number):
-    image, colours[number] = decode(files.read(names[number]), data.image_size, data.num_channels)
+    image, facts = decode(files.read(names[number]), data.image_size, data.num_channels)
+    colours[number] = facts.colour
     return image
 
   def read_again(number):

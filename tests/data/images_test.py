@@ -380,7 +380,7 @@ class ImagesTest(parameterized.TestCase):
 
   def test_only_damaged_images_are_refused(self):
     self._write(**{f'{n}.png': b'damaged' for n in range(7)})
-    with self._refused(r'none of the 7 images .* can be decoded \(0.png: not a PNG.*; \.\.\.\)'):
+    with self._refused(r'none of the 7 images .* can be decoded \(0.png: not an image;.*; \.\.\.\)'):
       self._load()
 
   def test_archive_with_a_password_is_refused(self):
