@@ -1,27 +1,19 @@
 """How much memory decoding takes, and how much of it at once."""
 
 import contextlib
-import io
 import threading
 
-# Of each pixel: the image, its colours converted or laid over white, the part that is cut out; 4 bytes each and more.
-_BYTES_OF_PIXEL = 24
+from diffusion_ebm.data import decode
+
 # Of what is smaller, as files or decoded, no number matters that is decoded at once.
 _SMALL_FILE, _SMALL_IMAGE = 2**14, 2**25
 
 
 def needed(encoded: bytes, image_size: int) -> int:
-  """Roughly how many bytes it takes to decode an image to a size, from what its file says of it; 0 if few."""
-  from PIL import Image
-
+  """Bytes that it takes to decode an image to a size, with its file; 0 if few. Raises as `decode.memory`."""
   if len(encoded) < _SMALL_FILE:
     return 0
-  try:
-    with Image.open(io.BytesIO(encoded)) as image:
-      image.draft(None, (2 * image_size, 2 * image_size))  # as it will be decoded
-      total = len(encoded) + _BYTES_OF_PIXEL * image.width * image.height
-  except Exception:  # damaged: it will be refused
-    return 0
+  total = len(encoded) + decode.memory(encoded, image_size)
   return total if total > _SMALL_IMAGE else 0
 
 

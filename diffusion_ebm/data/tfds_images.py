@@ -3,7 +3,7 @@
 import numpy as np
 
 from diffusion_ebm.data import encoded
-from diffusion_ebm.data.decode import check_channels, fit, to_mode
+from diffusion_ebm.data.decode import check_channels, fit
 from diffusion_ebm.data.source import ArraySource
 from diffusion_ebm.data.tfds_prepare import prepare
 from diffusion_ebm.run import paths
@@ -141,4 +141,4 @@ def _to_size(array, padded, data):
   if padded:
     array = np.pad(array, ((2, 2), (2, 2), (0, 0)))
   image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
-  return fit(to_mode(image, data.num_channels), data.image_size)
+  return fit(image, data.image_size, data.num_channels)[0]

@@ -17,7 +17,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 from PIL import Image
 
-from diffusion_ebm.data import archives, decode, encoded, images, load_source, train_batches
+from diffusion_ebm.data import archives, decode, encoded, images, load_source, memory, train_batches
 from diffusion_ebm.run.errors import UserError
 from tests.data import folders
 
@@ -374,7 +374,7 @@ class ImagesTest(parameterized.TestCase):
       return image
 
     for max_memory_gb in (1e-9, 0.01):  # what is kept fits the latter, and nothing else beside it
-      with mock.patch.object(images, 'decode', counting):
+      with mock.patch.object(images, 'decode', counting), mock.patch.object(memory, '_SMALL_IMAGE', 2**20):
         self._load(num_workers=4, max_memory_gb=max_memory_gb)
     self.assertEqual(max(most), 1)
 
@@ -450,7 +450,7 @@ class ImagesTest(parameterized.TestCase):
 
   def test_only_damaged_images_are_refused(self):
     self._write(**{f'{n}.png': b'damaged' for n in range(7)})
-    with self._refused(r'none of the 7 images .* can be decoded \(0.png: not an image.*; \.\.\.\)'):
+    with self._refused(r'none of the 7 images .* can be decoded \(0.png: not an image;.*; \.\.\.\)'):
       self._load()
 
   def test_archive_with_a_password_is_refused(self):

@@ -23,8 +23,9 @@ class NeededTest(parameterized.TestCase):
     self.assertEqual(memory.needed(image, 32), 0)
     self.assertGreater(memory.needed(image, 2000), 4 * 7_000_000)
 
-  def test_damaged_ones_need_nothing(self):
-    self.assertEqual(memory.needed(bytes(100_000), 4), 0)
+  def test_what_will_be_refused_is_refused_here(self):
+    with self.assertRaises(ValueError):
+      memory.needed(bytes(100_000), 4)
 
 
 class BudgetTest(absltest.TestCase):
