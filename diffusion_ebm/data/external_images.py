@@ -32,7 +32,7 @@ def load_elsewhere(data, where: str, flag: str, others: tuple[str, ...] = ()):
   what = ', '.join((*others, 'a folder, a .zip, an image, or a data set such as mnist or cifar10'))
   other = data.copy_and_resolve_references()
   if os.path.exists(path):
-    other.update({'name': 'images', 'path': path, 'train_split': '', 'test_split': ''})
+    other.update({'name': 'images', 'path': path, 'train_split': '', 'test_split': '', 'test_fraction': 0.0})
     return load.load_source(other, 'train')
   if os.sep in where or where.endswith('.zip'):
     raise UserError(f'--{flag}: {where} does not exist: name {what}')

@@ -14,10 +14,11 @@ from unittest import mock
 import zipfile
 
 from absl.testing import absltest, parameterized
+import ml_collections
 import numpy as np
 from PIL import Image
 
-from diffusion_ebm.data import archives, decode, encoded, images, load_source, memory, train_batches
+from diffusion_ebm.data import archives, decode, encoded, external_images, images, load_source, memory, train_batches
 from diffusion_ebm.run.errors import UserError
 from tests.data import folders
 
@@ -528,6 +529,11 @@ class ImagesTest(parameterized.TestCase):
     self._write(**{'a.png': _encode(grey), 'b.png': _encode(grey[..., None].repeat(3, axis=2))})
     source = self._load(num_channels=1)
     self._assert_reads(source, [grey[..., None], grey[..., None]])
+
+  def test_of_images_from_elsewhere_none_are_set_aside(self):
+    self._write(**{f'{n}.png': _encode(_noise(4, 4, 3)) for n in range(20)})
+    data = ml_collections.ConfigDict(vars(folders.section('', test_fraction=0.5)))
+    self.assertLen(external_images.load_elsewhere(data, self.path, 'images'), 20)
 
   def test_mixture_of_grey_and_colour_may_be_allowed(self):
     grey, colour = _noise(4, 4), _noise(4, 4, 3)
