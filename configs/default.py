@@ -9,7 +9,7 @@ def get_config():
 
   config.data = data = ml_collections.ConfigDict()
   data.name = ''  # digits, toy2d, images, or a name of TensorFlow Datasets, also with a version: cifar10:3.0.2
-  data.path = ''  # images: the folder or .zip; TensorFlow Datasets: where the sets are kept, '' for its own choice
+  data.path = ''  # images: the folder, .zip or .tar; TensorFlow Datasets: where sets are kept, '' for its own choice
   data.distribution = 'eight_gaussians'  # toy2d: eight_gaussians, checkerboard, two_moons or rings
   data.image_size = 32
   data.num_channels = 3
@@ -18,6 +18,7 @@ def get_config():
   data.dequantize = False  # train on images with uniform noise of the width of a grey level, for densities
   data.train_split = 'train'  # images: the sub-folder, '' for everything
   data.test_split = 'test'
+  data.test_fraction = 0.0  # images: of all, for testing, where there is no folder for it; by their names
   data.strict = False  # refuse damaged images instead of leaving them out
   data.max_memory_gb = 4.0  # decoded images are kept in memory up to this size, decoded again and again beyond it
   data.num_workers = 0  # threads that decode, 0 for one each core

@@ -22,6 +22,7 @@ _CH_MULT = {32: (1, 2, 2, 2), 64: (1, 2, 2, 2, 4), 128: (1, 2, 2, 2, 4, 4), 256:
 # What a run may change when it goes on: everything else makes it another run.
 _FREE = {
   'data.path',
+  'data.test_split',
   'data.max_memory_gb',
   'data.num_workers',
   'model.remat',
@@ -57,9 +58,9 @@ def grey_width(config) -> float:
 
 
 def resolve(config) -> ml_collections.ConfigDict:
-  """A copy of the configuration with what it leaves open filled in: `model.ch_mult`, the start of `train.init_from`.
+  """A copy of the configuration with what it leaves open filled in.
 
-  None is taken for empty.
+  `model.ch_mult`, and where the paths `data.path` and `train.init_from` begin; None is taken for empty.
   """
   config = config.copy_and_resolve_references()
   for section in config.values():
@@ -68,6 +69,9 @@ def resolve(config) -> ml_collections.ConfigDict:
       section.update(
         {key: '' if value == 'None' else () for key, value in section.items() if value in ('None', (None,), None)}
       )
+  path = config.data.path
+  if path and ('://' not in path or path.startswith('file://')):  # to go on from another folder
+    config.data.path = os.path.abspath(paths.local(path, '--config.data.path'))
   if not config.model.ch_mult:
     config.model.ch_mult = _CH_MULT.get(config.data.image_size, ())
   if config.train.init_from:
@@ -185,12 +189,25 @@ RULES = (
   *_at_least(0, 'model.num_frequencies', applies=_is_mlp),
   *_positive('data.max_memory_gb', 'sampling.step_size', 'train.learning_rate'),
   *_positive('model.output_scale', applies=_is_mlp),
-  *_below_one('model.dropout', 'train.beta_1', 'train.ema_decay', 'density.acceptance', 'long_run.acceptance'),
+  *_below_one(
+    'data.test_fraction',
+    'model.dropout',
+    'train.beta_1',
+    'train.ema_decay',
+    'density.acceptance',
+    'long_run.acceptance',
+  ),
   *_within(2, noise_levels.MAX_LEVELS, 'diffusion.num_levels'),
   *_within(0, normal_factor.MAX_COMPONENTS, 'model.normal_factor'),
   Rule('inpaint.completions', lambda value: value <= MAX_COMPLETIONS, f'but must be at most {MAX_COMPLETIONS}'),
   Rule('density.rung_ess', lambda value: 0 < value < 1, 'not in (0, 1)'),
   Rule('data.name', bool, 'but must name a data set'),
+  Rule(
+    'data.test_fraction',
+    lambda value: not value,
+    'but is for images of your own (data.name images)',
+    lambda config: config.data.name != 'images',
+  ),
   *_one_of(networks.NETWORKS, 'model.name'),
   *_one_of(tuple(networks.DTYPES), 'model.dtype'),
   *_one_of(tuple(layers.ACTIVATIONS), 'model.act'),

@@ -6,6 +6,7 @@ from diffusion_ebm.run.errors import UserError
 
 # Keys that came later, and what a configuration without them meant.
 _LATER = {
+  'data.test_fraction': 0.0,
   'model.level_embedding': 'index',
   'model.normal_factor': 0,
   'train.init_from': '',

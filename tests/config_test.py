@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import jax
@@ -142,6 +143,22 @@ class ConfigsTest(parameterized.TestCase):
     self.assertEqual((resolved.eval.statistics, resolved.eval.split), ('', ''))
     self.assertEqual((resolved.model.ch_mult, resolved.density.levels), ((), ()))
     self.assertEqual(config_lib.resolve(digits.get_config()).to_dict(), digits.get_config().to_dict())
+
+  @parameterized.parameters(
+    ('', ''),
+    ('photos', '/here/photos'),
+    ('../photos.zip', '/photos.zip'),
+    ('/a/photos/', '/a/photos'),
+    ('~/photos', '/home/me/photos'),
+    ('file:///a%20b', '/a b'),
+    ('gs://bucket/tfds', 'gs://bucket/tfds'),
+    ('https://example.com/a.zip', 'https://example.com/a.zip'),
+  )
+  def test_resolving_says_where_the_data_are_whatever_folder_comes_next(self, given, expected):
+    config = get('images_small')
+    config.data.path = given
+    with mock.patch.object(os, 'getcwd', return_value='/here'), mock.patch.dict(os.environ, {'HOME': '/home/me'}):
+      self.assertEqual(config_lib.resolve(config).data.path, expected)
 
   def test_resolving_leaves_the_original_alone(self):
     config = get('cifar10')

@@ -233,6 +233,8 @@ class FuzzTest(absltest.TestCase):
           strict=False,
           train_split='',
           test_split='',
+          test_fraction=0.0,
+          random_flip=True,
           max_memory_gb=1.0,
           num_workers=1,
         ),

@@ -27,6 +27,7 @@ class WorkdirTest(absltest.TestCase):
     config = toy2d_t1k.get_config()
     saved = config.to_dict()
     for section, key in (
+      ('data', 'test_fraction'),
       ('model', 'level_embedding'),
       ('model', 'normal_factor'),
       ('train', 'level_weight'),
@@ -43,8 +44,9 @@ class WorkdirTest(absltest.TestCase):
         loaded.train.level_weight,
         loaded.train.time_score,
         loaded.train.score_matching,
+        loaded.data.test_fraction,
       ),
-      ('index', 0, 'published', 0.0, 0.0),
+      ('index', 0, 'published', 0.0, 0.0, 0.0),
     )
     # It is not the run of the same configuration today, whose weights another network has.
     with self.assertRaisesRegex(UserError, r"model\.level_embedding \('index' there, 'log_snr' here\), train"):

@@ -93,6 +93,14 @@ def digits_config(**changes):
   return config
 
 
+def images_config(path, **changes):
+  """Likewise for a folder of images, at 4x4."""
+  config = digits_config(**changes)
+  config.data.update({'name': 'images', 'path': path, 'image_size': 4, 'num_channels': 3})
+  config.sampling.num_samples = 5
+  return config
+
+
 def toy2d_config(**changes):
   """Likewise for toy2d."""
   config = toy2d.get_config()

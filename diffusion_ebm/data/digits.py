@@ -31,6 +31,7 @@ def load(data, split):
   train_images, test_images, train_labels, test_labels = model_selection.train_test_split(
     images, labels, test_size=0.2, random_state=0, stratify=labels
   )
+  classes = tuple(map(str, range(10)))
   if split == 'train':
-    return ArraySource(train_images, train_labels)
-  return ArraySource(test_images, test_labels)
+    return ArraySource(train_images, train_labels, classes)
+  return ArraySource(test_images, test_labels, classes)

@@ -5,12 +5,17 @@ import concurrent.futures
 import dataclasses
 import functools
 import os
-import sys
+import threading
+from typing import Any
 
 import numpy as np
 
-# Images per task of a thread: to hand over a task takes longer than to decode a small image.
-_CHUNK = 32
+from diffusion_ebm.run.errors import UserError
+from diffusion_ebm.run.progress import Progress
+
+# Images per task of a thread, at most: to hand over a task takes longer than to decode a small image. Tasks, at most.
+_CHUNK, _MAX_TASKS = 32, 2000
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +29,9 @@ class OnDemandSource:
     find_labels: () -> int (N,) or None; called once, when the labels are asked for.
     num_workers: threads.
     pool: these threads; they end with the source.
+    classes: as of `Source`, like the others.
+    fingerprint: of the examples.
+    record: of their files.
   """
 
   decode: Callable
@@ -32,6 +40,9 @@ class OnDemandSource:
   find_labels: Callable
   num_workers: int
   pool: concurrent.futures.ThreadPoolExecutor
+  classes: tuple[str, ...] | None = None
+  fingerprint: str = ''
+  record: Any = dataclasses.field(default=None, repr=False)
 
   @functools.cached_property
   def labels(self):
@@ -55,11 +66,11 @@ class OnDemandSource:
     return images
 
 
-def on_demand(decode, numbers, shape, find_labels, num_workers):
-  """Makes an `OnDemandSource`; num_workers = 0 is the number of cores."""
+def on_demand(decode, numbers, shape, find_labels, num_workers, **known):
+  """Makes an `OnDemandSource`; num_workers = 0 is the number of cores, `known` its last attributes."""
   num_workers = num_workers or os.cpu_count()
   pool = concurrent.futures.ThreadPoolExecutor(num_workers, thread_name_prefix='decode')
-  return OnDemandSource(decode, numbers, tuple(shape), find_labels, num_workers, pool)
+  return OnDemandSource(decode, numbers, tuple(shape), find_labels, num_workers, pool, **known)
 
 
 def fits_memory(count, shape, max_memory_gb):
@@ -68,7 +79,7 @@ def fits_memory(count, shape, max_memory_gb):
 
 
 def decode_all(decode, count, shape, num_workers, keep):
-  """Decodes images 0 .. count - 1 in threads, with a progress bar when it takes long.
+  """Decodes images 0 .. count - 1 in threads, and says how far it is when it takes long.
 
   Args:
     decode: (number of an image) -> uint8 (H, W, C).
@@ -80,30 +91,42 @@ def decode_all(decode, count, shape, num_workers, keep):
   Returns:
     (uint8 (N, H, W, C) or None, {number: exception} of those that cannot be decoded; their pixels
     are arbitrary).
+
+  Raises:
+    UserError: `decode` raised one: it is not about a single image.
   """
-  import tqdm
-
+  num_workers = num_workers or os.cpu_count()
+  chunk = max(1, min(_CHUNK, count // (4 * num_workers)), count // _MAX_TASKS)
   images = np.empty((count, *shape), np.uint8) if keep else None
-  failures = {}
+  starts, failures, stopped = range(0, count, chunk), {}, threading.Event()
+  done = np.zeros(len(starts), np.int64)  # in each task
 
-  def work(start):
-    stop = min(start + _CHUNK, count)
-    for number in range(start, stop):
+  def work(task):
+    for number in range(starts[task], min(starts[task] + chunk, count)):
+      if stopped.is_set():
+        return
       try:
         image = decode(number)
+        if keep:
+          images[number] = image
+      except UserError:
+        raise
       except Exception as error:  # a decoder may raise anything on damaged files
         failures[number] = error
-        continue
-      if keep:
-        images[number] = image
-    return stop - start
+      done[task] += 1
 
-  pool = concurrent.futures.ThreadPoolExecutor(num_workers or os.cpu_count())
+  pool, progress = concurrent.futures.ThreadPoolExecutor(num_workers), Progress('reading images', count, unit='image')
   try:
-    bar = tqdm.tqdm(total=count, desc='reading images', unit='image', delay=2, file=sys.stderr)
-    with bar:
-      for done in pool.map(work, range(0, count, _CHUNK)):
-        bar.update(done)
+    left, shown = {pool.submit(work, task) for task in range(len(starts))}, 0
+    while left:
+      finished, left = concurrent.futures.wait(left, _SECONDS_BETWEEN_LOOKS, concurrent.futures.FIRST_EXCEPTION)
+      for task in finished:
+        task.result()
+      progress.update(int(done.sum()) - shown)
+      shown = int(done.sum())
+      progress.line(always=False)
   finally:
-    pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the rest
+    stopped.set()  # an interrupt does not wait for the rest
+    pool.shutdown(cancel_futures=True)
+    progress.close()
   return images, dict(sorted(failures.items()))

@@ -4,6 +4,7 @@ import logging
 import os
 import pathlib
 import re
+import tarfile
 import zipfile
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from diffusion_ebm.data import decode, images, load
 from diffusion_ebm.data.source import ArraySource
 from diffusion_ebm.run import paths
-from diffusion_ebm.run.errors import UnknownDataSetError, UserError
+from diffusion_ebm.run.errors import UnknownDataSetError, UserError, printable
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def _short_name(path, unnamed, taken):
 
   def last(count, path):
     name = '/'.join(pathlib.PurePath(path).parts[-count:])
-    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in name)  # it goes to terminals and tables
+    return printable(name)  # it goes to terminals and tables
 
   for count in range(1, len(pathlib.PurePath(path).parts)):
     name = last(count, path)
@@ -124,19 +125,25 @@ def load_elsewhere(data, where: str, flag: str, others: tuple[str, ...] = ()):
     UserError: there is no such thing, or its images do not fit.
   """
   place = _place(where, flag)
-  what = ', '.join((*others, 'a folder, a .zip, an image, or a data set such as mnist or cifar10'))
+  what = ', '.join((*others, 'a folder, a .zip or .tar, an image, or a data set such as mnist or cifar10'))
   if not os.path.isabs(place):
     return _data_set(data, place, flag, what)
   if not os.path.exists(place):
     raise UserError(f'--{flag}: {place} does not exist: name {what}')
-  if os.path.isfile(place) and not place.lower().endswith('.zip') and not zipfile.is_zipfile(place):
+  if os.path.isfile(place) and not _is_archive(place):
     return _file(data, place, flag)
   other = data.copy_and_resolve_references()
-  other.update({'name': 'images', 'path': place, 'train_split': '', 'test_split': '', 'strict': False})
+  other.update(
+    {'name': 'images', 'path': place, 'train_split': '', 'test_split': '', 'test_fraction': 0.0, 'strict': False}
+  )
   try:
     return images.load(other, 'train', mixed=True)
   except UserError as error:  # its advice is for the run's own data
     raise UserError(f'{error}'.replace('--config.data.path', f'--{flag}')) from error
+
+
+def _is_archive(path):
+  return path.lower().endswith(('.zip', '.tar')) or zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
 
 
 def _data_set(data, name, flag, what):

@@ -1,132 +1,119 @@
-"""The image files of a folder or of a zip archive, read without being unpacked."""
+"""The files of a folder or of an archive, listed and read without being unpacked."""
 
-from collections.abc import Callable
+import errno
 import os
-import threading
-from typing import NamedTuple
-import zipfile
+import re
+import stat
 
-from diffusion_ebm.data.decode import MAX_BYTES
-from diffusion_ebm.run import paths
+from diffusion_ebm.data import archives, decode, listing
+from diffusion_ebm.run import paths, workdir
 from diffusion_ebm.run.errors import UserError
 
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
-# Images are compressed already: an archive that unpacks to more than this, and to so many times its size, is a bomb.
-_SUSPICIOUS_BYTES, _SUSPICIOUS_RATIO = 2**30, 100
+# Names of images; files of other names are used where their content is one.
+SUFFIXES = (
+  *('.png', '.jpg', '.jpeg', '.jfif', '.jpe', '.webp', '.tif', '.tiff', '.bmp', '.gif', '.avif'),
+  *('.jp2', '.ppm', '.pgm', '.pbm', '.qoi'),
+)
+# What is wrong with a single file, where the folder around it can be reached.
+_OF_ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
 
 
-class Files(NamedTuple):
-  """Image files.
-
-  Attributes:
-    names: sorted paths inside the folder or archive, with '/' between the parts.
-    read: (name) -> bytes; may be called from several threads.
-  """
-
-  names: list[str]
-  read: Callable
-
-
-def list_images(path):
-  """Lists the images in a folder, at any depth, or in a zip archive.
-
-  Hidden files, what macOS adds to archives, and files that are not images are left out.
-
-  Args:
-    path: a folder or a zip archive.
-
-  Returns:
-    A `Files`.
+def list_files(path: str) -> listing.Files:
+  """Lists the files in a folder, at any depth, or in a `.zip` or `.tar` archive.
 
   Raises:
-    UserError: there is nothing at the path, it is neither a folder nor a zip archive, it holds no
-      images, or names in the archive lead out of it, or it unpacks to far more than its size.
+    UserError: there is nothing at the path, or nothing of the kind; names in the archive lead out of it, or it unpacks
+      to far more than its size, or cannot be read as it is.
   """
   if not path:
-    raise UserError('no images to read: name a folder or a zip archive with --config.data.path=PATH')
-  path = paths.local(path, '--config.data.path')
+    raise UserError('no images to read: name a folder or an archive with --config.data.path=PATH')
+  if re.match(r'(https?|ftp)://', path):
+    raise UserError(f'--config.data.path={path} is a web address: download it, and name the folder or archive')
+  path = os.path.abspath(paths.local(path, '--config.data.path'))
+  if os.path.isdir(path):
+    return _list_folder(path)
   if not os.path.exists(path):
-    raise UserError(f'{path} does not exist: set --config.data.path to a folder or a zip archive')
-  files = _folder(path) if os.path.isdir(path) else _archive(path)
-  if not files.names:
-    raise UserError(f'{path} holds no images (PNG, JPEG or WebP files): set --config.data.path to one that does')
-  return files
+    raise UserError(f'{path} does not exist: set --config.data.path to a folder or an archive (.zip, .tar)')
+  return archives.list_archive(path)
 
 
-def _is_image(name):
-  parts = name.split('/')
-  hidden = any(part.startswith('.') or part == '__MACOSX' for part in parts)
-  return not hidden and name.lower().endswith(SUFFIXES)
-
-
-def _refuse(error):
-  raise UserError(f'{error.filename} cannot be listed ({error.strerror}): allow it to be read, or remove it')
-
-
-def _folder(path):
-  names, seen = [], set()
-  for folder, subfolders, files in os.walk(path, onerror=_refuse, followlinks=True):
+def _list_folder(path):
+  names, hidden, workdirs, seen, left = [], 0, [], set(), [('', path)]
+  while left:
+    inside, folder = left.pop()
     # Links may run in circles.
     real = os.path.realpath(folder)
     if real in seen:
-      subfolders.clear()
       continue
     seen.add(real)
-    subfolders.sort()
-    inside = os.path.relpath(folder, path).replace(os.sep, '/')
-    names += [name if inside == '.' else f'{inside}/{name}' for name in files]
+    files, folders = _scan(folder)
+    if set(files).issuperset(listing.KEPT):
+      files = [name for name in files if name not in listing.KEPT]
+    if workdir.is_one(files, folders):
+      if not inside:
+        raise listing.workdir_refused(path)
+      workdirs.append(inside.rstrip('/'))
+      continue
+    hidden += sum(map(listing.is_hidden, (*files, *folders)))
+    names += [inside + name for name in files if not listing.is_hidden(name)]
+    # The first of several links to a folder counts: in the order of names.
+    for name in sorted(folders, reverse=True):
+      if not listing.is_hidden(name):
+        left.append((f'{inside}{name}/', os.path.join(folder, name)))
+  identity = _identity(path)
+
+  def head(name):
+    try:
+      return _head(os.path.join(path, name))
+    except OSError as error:
+      if error.errno in _OF_ONE_FILE and _identity(path) == identity:
+        raise
+      raise listing.lost(path, name, error) from error
 
   def read(name):
-    file = os.path.join(path, name)
-    if not os.path.isfile(file):  # reading from a pipe or a device may never end
-      raise ValueError('not a file')
-    with open(file, 'rb') as file:
-      return _bounded(file, os.fstat(file.fileno()).st_size)
+    try:
+      with open(os.path.join(path, name), 'rb') as file:
+        return listing.read_bounded(file, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+      raise listing.lost(path, name, error) from error
 
-  return Files(sorted(filter(_is_image, names)), read)
+  return listing.Files(path, sorted(names), hidden, sorted(workdirs), head, read)
 
 
-def _archive(path):
+def _scan(folder):
+  """`(files, folders)`, the names."""
+  files, folders = [], []
   try:
-    if not os.path.isfile(path):
-      raise ValueError('not a file')
-    archive = zipfile.ZipFile(path)
-  except Exception as error:  # a damaged archive may lead to anything
-    raise UserError(
-      f'{path} is neither a folder nor a zip archive that can be read ({error}): '
-      'set --config.data.path to one, or fetch the archive again'
-    ) from error
-  _check_archive(archive, path)
-  lock = threading.Lock()  # what threads may do with a `ZipFile` is not documented
-
-  def read(name):
-    with lock, archive.open(name) as file:
-      return _bounded(file, archive.getinfo(name).file_size)
-
-  return Files(sorted(filter(_is_image, set(archive.namelist()))), read)
+    with os.scandir(folder) as entries:
+      for entry in entries:
+        (folders if _is_folder(entry) else files).append(entry.name)
+  except OSError as error:
+    advice = 'allow it to be read, or remove it' if isinstance(error, PermissionError) else 'is it still connected?'
+    raise UserError(f'{folder} cannot be listed ({error.strerror}): {advice}') from error
+  return files, folders
 
 
-def _check_archive(archive, path):
-  """Refuses what no archive of images holds. Nothing is ever unpacked to the disk."""
-  unpacked = 0
-  for entry in archive.infolist():
-    parts = entry.filename.replace('\\', '/').split('/')
-    if '..' in parts or os.path.isabs(entry.filename) or ':' in parts[0]:
-      raise UserError(
-        f'{path} holds {entry.filename!r}, a name that leads out of the archive: do not trust it; '
-        'fetch the images from elsewhere, or pack them again'
-      )
-    unpacked += entry.file_size
-  packed = os.path.getsize(path)
-  if unpacked > max(_SUSPICIOUS_BYTES, _SUSPICIOUS_RATIO * packed):
-    raise UserError(
-      f'{path} has {packed} bytes but unpacks to {unpacked}: images do not, so it is not read; '
-      'unpack it yourself if you trust it, and name the folder'
-    )
+def _is_folder(entry):
+  try:
+    return entry.is_dir()
+  except OSError:  # such as a link to itself
+    return False
 
 
-def _bounded(file, size):
-  """Reads a file whole, unless it is too large to be an image."""
-  if size > MAX_BYTES:
-    raise ValueError(f'{size} bytes are more than {MAX_BYTES}')
-  return file.read(MAX_BYTES)
+def _head(path):
+  status = os.stat(path)
+  if not stat.S_ISREG(status.st_mode):  # reading from a pipe or a device may never end
+    raise ValueError('not a file')
+  with open(path, 'rb', buffering=0) as file:
+    prefix = file.read(decode.MAGIC_BYTES)
+  return listing.Head(status.st_size, listing.utc(status.st_mtime_ns // 1000), '', prefix)
+
+
+def _identity(path):
+  """Of a folder: another one once a share is no longer mounted there; None if it is gone."""
+  try:
+    status = os.stat(path)
+    os.scandir(path).close()
+    return status.st_dev, status.st_ino
+  except OSError:
+    return None

@@ -1,18 +1,46 @@
-"""A folder or a zip archive of images."""
+"""A folder or an archive of images."""
 
+from collections.abc import Callable
 import logging
+import time
+from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_ebm.data import encoded
-from diffusion_ebm.data.decode import check_channels, decode
-from diffusion_ebm.data.image_files import list_images
+from diffusion_ebm.data import decoded_cache, encoded, inventory, memory, summary
+from diffusion_ebm.data.decode import Facts, check_channels, decode
 from diffusion_ebm.data.source import ArraySource
-from diffusion_ebm.run.errors import UserError
+from diffusion_ebm.run.errors import UserError, printable
 
 _log = logging.getLogger(__name__)
 
 _NAMES_SHOWN = 5
+
+
+class _Split(NamedTuple):
+  """The images of a split, which need not have been decoded.
+
+  Attributes:
+    inventory: of the whole set.
+    files: of the split's images, in the order of their names; some may turn out to be damaged.
+    labels: of these, int (N,), or None.
+    classes: as of `Source`, like the fingerprint.
+    fingerprint: of the files.
+    shape: (S, S, C).
+    key: of the decoded images in the cache.
+    facts: int (N, F): the fields of `decode.Facts` of each that has been decoded.
+    decode: (number) -> uint8 (S, S, C).
+  """
+
+  inventory: inventory.Inventory
+  files: list[inventory.File]
+  labels: np.ndarray | None
+  classes: tuple[str, ...] | None
+  fingerprint: str
+  shape: tuple[int, int, int]
+  key: str
+  facts: np.ndarray
+  decode: Callable
 
 
 def load(data, split, mixed=False):
@@ -33,36 +61,111 @@ def load(data, split, mixed=False):
     UserError: there are no images for the split, damaged ones under `data.strict`, only damaged
       ones, or grey and colour images mixed where colours are asked for.
   """
-  check_channels(data)
-  files = list_images(data.path)
-  names, labels = _choose_split(files.names, data, split)
-  shape = (data.image_size, data.image_size, data.num_channels)
-  in_memory = encoded.fits_memory(len(names), shape, data.max_memory_gb)
-  colours = np.zeros(len(names), bool)
-
-  def read(number):
-    image, facts = decode(files.read(names[number]), data.image_size, data.num_channels)
-    colours[number] = facts.colour
-    return image
+  part = _open(data, split)
+  if not part.files:
+    _report(part.inventory, data, split)
+  in_memory = encoded.fits_memory(len(part.files), part.shape, data.max_memory_gb)
+  found = _decoded(part, data, in_memory)
+  good = np.setdiff1d(np.arange(len(part.files)), list(found.failures))
+  known = part.inventory.replace([part.files[n].damaged(why) for n, why in found.failures.items()])
+  _report(known, data, split)
+  _check_colours(Facts(*found.facts.T).colour != 0, [part.files[n].name for n in good], data, mixed)
+  numbers = summary.numbers(known, split, found.facts, data)
+  _log.info('%s', summary.line(numbers, split, data))
+  if dark := summary.warning(numbers):
+    _log.warning('%s: %s', printable(known.path), dark)
+  labels = None if part.labels is None else part.labels[good]
+  kept = {'classes': part.classes, 'fingerprint': part.fingerprint, 'record': summary.Record(known, numbers)}
+  if in_memory:
+    return ArraySource(found.images, labels, **kept)
 
   def read_again(number):
     try:
-      return read(number)
+      return part.decode(number)
+    except UserError:
+      raise
     except Exception as error:
       raise UserError(
-        f'{names[number]} in {data.path} could be read at the start, but not now ({error}): leave '
-        'the images alone during a run, or keep them in memory with --config.data.max_memory_gb'
+        f'{part.files[number].name} in {known.path} could be read at the start, but '
+        f'not now ({error}): leave the images alone during a run, or keep them in memory with '
+        '--config.data.max_memory_gb'
       ) from error
 
-  _log.info('reading %d images of %s', len(names), data.path)
-  images, failures = encoded.decode_all(read, len(names), shape, data.num_workers, keep=in_memory)
-  _report(failures, names, data)
-  good = np.setdiff1d(np.arange(len(names)), list(failures))
-  _check_colours(colours[good], [names[n] for n in good], data, mixed)
-  labels = None if labels is None else labels[good]
-  if in_memory:
-    return ArraySource(_compact(images, good), labels)
-  return encoded.on_demand(read_again, good, shape, lambda: labels, data.num_workers)
+  return encoded.on_demand(read_again, good, part.shape, lambda: labels, data.num_workers, **kept)
+
+
+def load_some(data, split, choose):
+  """Loads some images of a split, and decodes no others.
+
+  Args:
+    data: as of `load`.
+    split: likewise.
+    choose: (number of images, N) -> int (B,) in 0..N-1; called again where some of these are damaged, as if they were
+      not there.
+
+  Returns:
+    A source of these B images.
+
+  Raises:
+    UserError: there are no images for the split.
+  """
+  part = _open(data, split)
+  known = decoded_cache.load(part.key, len(part.files), None)
+  bad, images = set(known.failures if known else ()), {}
+  while len(bad) < len(part.files):
+    good = np.setdiff1d(np.arange(len(part.files)), list(bad))
+    chosen = good[choose(len(good))]
+    new = [number for number in dict.fromkeys(chosen.tolist()) if number not in images]
+    pixels, failures = encoded.decode_all(
+      lambda row, new=new: part.decode(new[row]), len(new), part.shape, data.num_workers, keep=True
+    )
+    images |= {number: pixels[row] for row, number in enumerate(new) if row not in failures}
+    bad |= {new[row] for row in failures}
+    if not failures:
+      labels = None if part.labels is None else part.labels[chosen]
+      return ArraySource(np.stack([images[number] for number in chosen]), labels, part.classes)
+  raise UserError(f'none of the images in {part.inventory.path} can be decoded: fetch them again')
+
+
+def _open(data, split) -> _Split:
+  """A split, of which nothing has been decoded."""
+  check_channels(data)
+  found = inventory.take(data, split)
+  files, classes = found.of(split), inventory.classes(found, split)
+  shape = (data.image_size, data.image_size, data.num_channels)
+  limit, size = data.max_memory_gb * 2**30, len(files) * int(np.prod(shape))
+  budget = memory.Budget(limit - size if size <= limit else limit)  # beside the images that are kept
+  facts = np.zeros((len(files), len(Facts._fields)), np.int64)
+
+  def decode_one(number):
+    content = found.read(files[number].name)
+    with budget.taking(memory.needed(content, data.image_size)):
+      image, facts[number] = decode(content, data.image_size, data.num_channels)
+    return image
+
+  number_of = {name: number for number, name in enumerate(classes or ())}
+  labels = np.array([number_of[file.label] for file in files]) if classes else None
+  fingerprint = inventory.fingerprint(files)
+  key = decoded_cache.key(found.path, fingerprint, shape)
+  return _Split(found, files, labels, classes, fingerprint, shape, key, facts, decode_one)
+
+
+def _decoded(part, data, in_memory) -> decoded_cache.Decoded:
+  """The decoded images of a split, from the cache or from the files."""
+  count, shown = inventory.counted(len(part.files), 'image'), printable(part.inventory.path)
+  found = decoded_cache.load(part.key, len(part.files), part.shape if in_memory else None)
+  if found is not None:
+    _log.info('%s of %s, as decoded before', count, shown)
+    return found
+  _log.info('reading %s of %s', count, shown)
+  began = time.monotonic()
+  images, failures = encoded.decode_all(part.decode, len(part.files), part.shape, data.num_workers, keep=in_memory)
+  good = np.setdiff1d(np.arange(len(part.files)), list(failures))
+  reasons = {number: str(error) for number, error in failures.items()}
+  found = decoded_cache.Decoded(_compact(images, good) if in_memory else None, part.facts[good], reasons)
+  if time.monotonic() - began >= decoded_cache.MIN_SECONDS:
+    decoded_cache.save(part.key, found)
+  return found
 
 
 def _compact(images, good):
@@ -73,69 +176,30 @@ def _compact(images, good):
   return images[: len(good)]
 
 
-def _choose_split(names, data, split):
-  """Picks the images of a split and numbers their classes.
-
-  Returns:
-    (names, int (N,) labels or None).
-  """
-  folders = {'train': data.train_split.strip('/'), 'test': data.test_split.strip('/')}
-  outer = _shared_folders(names, folders.values())
-  inner = [name[len(outer) :] for name in names]
-  present = {key: any(name.startswith(folder + '/') for name in inner) for key, folder in folders.items() if folder}
-  prefix = ''
-  if present.get(split):
-    prefix = folders[split] + '/'
-  elif split in present and (split == 'test' or any(present.values())):
-    raise UserError(
-      f'{data.path} has no folder {folders[split]!r} with images to {split} on: add it, or set '
-      f'--config.data.{split}_split to another folder, or to nothing to use all images'
-    )
-  elif split in present:
-    _log.info('no folder %r in %s: training on everything in it (%d files)', folders[split], data.path, len(names))
-  chosen = [name for name in inner if name.startswith(prefix)]
-  classes = [name[len(prefix) :].rpartition('/')[0].partition('/')[0] for name in chosen]
-  kinds = sorted(set(classes))
-  # One class tells nothing, and an image outside of the sub-folders has none.
-  labels = None
-  if len(kinds) > 1 and kinds[0]:
-    number = {kind: n for n, kind in enumerate(kinds)}
-    labels = np.array([number[kind] for kind in classes])
-  return [outer + name for name in chosen], labels
-
-
-def _shared_folders(names, split_folders):
-  """The folders that wrap everything, down to the first that is a split: 'a/b/', or ''."""
-  tops = [folder.partition('/')[0] for folder in split_folders]
-  outer = ''
-  while True:
-    top, slash, _ = names[0][len(outer) :].partition('/')
-    if not slash or top in tops or not all(n.startswith(f'{outer}{top}/') for n in names):
-      return outer
-    outer += top + '/'
-
-
-def _report(failures, names, data):
+def _report(known, data, split):
   """Warns of damaged images, or refuses them."""
-  if not failures:
+  images = [file for file in known.files if split in file.split and (file.is_damaged or not file.left_out)]
+  damaged = [file for file in images if file.is_damaged]
+  if not damaged:
     return
-  first = list(failures.items())[:_NAMES_SHOWN]
-  shown = ' '.join('; '.join(f'{names[n]}: {error}' for n, error in first).split())
-  if len(failures) > _NAMES_SHOWN:
+  shown = '; '.join(
+    f'{printable(file.name)}: {" ".join(file.left_out.removeprefix(inventory.DAMAGED).split())}'
+    for file in damaged[:_NAMES_SHOWN]
+  )
+  if len(damaged) > _NAMES_SHOWN:
     shown += '; ...'
-  if len(failures) == len(names):
+  path = printable(known.path)
+  if len(damaged) == len(images):
     raise UserError(
-      f'none of the {len(names)} images in {data.path} can be decoded ({shown}): fetch them again, '
+      f'none of the {len(images)} images in {path} can be decoded ({shown}): fetch them again, '
       'or set --config.data.path to others'
     )
   if data.strict:
     raise UserError(
-      f'{len(failures)} of {len(names)} images in {data.path} cannot be decoded ({shown}): '
+      f'{len(damaged)} of {len(images)} images in {path} cannot be decoded ({shown}): '
       'repair or remove them, or skip them with --config.data.strict=False'
     )
-  _log.warning(
-    'skipping %d of %d images in %s that cannot be decoded (%s)', len(failures), len(names), data.path, shown
-  )
+  _log.warning('skipping %d of %d images in %s that cannot be decoded (%s)', len(damaged), len(images), path, shown)
 
 
 def _check_colours(colours, names, data, mixed):
@@ -144,10 +208,11 @@ def _check_colours(colours, names, data, mixed):
   num_grey = len(colours) - num_colour
   if data.num_channels == 3 and num_colour and num_grey:
     if mixed:
-      _log.info('%s mixes %d grey and %d colour images: all are used in colour', data.path, num_grey, num_colour)
+      shown = printable(data.path)
+      _log.info('%s mixes %d grey and %d colour images: all are used in colour', shown, num_grey, num_colour)
       return
     rarer = num_colour < num_grey
-    some = ', '.join(names[n] for n in np.flatnonzero(np.asarray(colours, bool) == rarer)[:_NAMES_SHOWN])
+    some = ', '.join(names[n] for n in np.flatnonzero(colours == rarer)[:_NAMES_SHOWN])
     more = ', ...' if min(num_grey, num_colour) > _NAMES_SHOWN else ''
     raise UserError(
       f'{data.path} mixes {num_grey} grey and {num_colour} colour images: separate them (the '

@@ -1,6 +1,7 @@
 """From the `data` section of a configuration to a source."""
 
 from diffusion_ebm.data import digits, images, tfds_images, toy
+from diffusion_ebm.data.source import ArraySource
 
 # Every other name is taken for one of TensorFlow Datasets.
 _LOADERS = {'digits': digits.load, 'toy2d': toy.load, 'images': images.load}
@@ -19,6 +20,35 @@ def load_source(data, split):
   Raises:
     UserError: the data are missing, damaged, or do not fit the configuration.
   """
+  _check_split(split)
+  return _LOADERS.get(data.name, tfds_images.load)(data, split)
+
+
+def load_some(data, split, choose):
+  """Loads some examples of a split; of images, no others are decoded.
+
+  Args:
+    data: as of `load_source`.
+    split: likewise.
+    choose: (number of examples, N) -> int (B,), which of them, each in 0..N-1.
+
+  Returns:
+    A source of these B examples.
+
+  Raises:
+    UserError: as of `load_source`.
+  """
+  _check_split(split)
+  if data.name == 'images':
+    return images.load_some(data, split, choose)
+  if data.name not in _LOADERS:
+    return tfds_images.load(data, split, choose)
+  source = _LOADERS[data.name](data, split)
+  chosen = choose(len(source))
+  labels = None if source.labels is None else source.labels[chosen]
+  return ArraySource(source.read(chosen), labels, source.classes)
+
+
+def _check_split(split):
   if split not in ('train', 'test'):
     raise ValueError(f"split must be 'train' or 'test', not {split!r}")
-  return _LOADERS.get(data.name, tfds_images.load)(data, split)

@@ -1,7 +1,7 @@
 """What a source of examples is, and the one that holds them all in memory."""
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,6 +19,18 @@ class Source(Protocol):
   @property
   def labels(self) -> np.ndarray | None:
     """Class labels, int (len(self),), where they are known."""
+
+  @property
+  def classes(self) -> tuple[str, ...] | None:
+    """The names of the classes, by label, where there are labels."""
+
+  @property
+  def fingerprint(self) -> str:
+    """Another one once the examples have changed; '' for a built-in set, which does not."""
+
+  @property
+  def record(self) -> Any:
+    """Of images, what is known of their files, a `diffusion_ebm.data.summary.Record`; else None."""
 
   def __len__(self) -> int:
     """The number of examples."""
@@ -41,10 +53,16 @@ class ArraySource:
   Attributes:
     examples: uint8 (N, H, W, C) or float32 (N, D).
     labels: int (N,) or None.
+    classes: their names, by label, or None.
+    fingerprint: as of `Source`.
+    record: of images, what is known of their files: a `diffusion_ebm.data.summary.Record`; else None.
   """
 
   examples: np.ndarray
   labels: np.ndarray | None = None
+  classes: tuple[str, ...] | None = None
+  fingerprint: str = ''
+  record: Any = dataclasses.field(default=None, repr=False)
 
   @property
   def shape(self):

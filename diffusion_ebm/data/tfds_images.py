@@ -11,7 +11,7 @@ from diffusion_ebm.run import paths
 from diffusion_ebm.run.errors import UserError
 
 
-def load(data, split):
+def load(data, split, choose=None):
   """Loads one split of a data set, which is downloaded and prepared when it is first used.
 
   Images are cut to the middle square and resized; 28x28 ones become 32x32 by a frame of zeros.
@@ -20,6 +20,7 @@ def load(data, split):
   Args:
     data: the `data` section of a configuration; `data.path` is the TFDS data directory, or ''.
     split: 'train' or 'test'; `data.train_split` or `data.test_split` is its name in TFDS.
+    choose: (number of examples) -> int (B,), which of them to load; None for all.
 
   Returns:
     A source of shape (image_size, image_size, num_channels).
@@ -33,7 +34,8 @@ def load(data, split):
   prepare(builder)
   examples = _examples(builder, data, split)
   padded = data.image_size == 32 and tuple(feature.shape[:2]) == (28, 28)
-  labelled = _has_class_labels(builder)
+  label = _class_label(builder)
+  classes = tuple(label.names) if label and label.num_classes else None
   labels = np.zeros(len(examples), np.int64)
 
   def read(number):
@@ -43,21 +45,23 @@ def load(data, split):
       raise UserError(
         f'image {number} of {data.name} cannot be read ({error}): remove {builder.data_dir} to have it prepared anew'
       ) from error
-    if labelled:
+    if label:
       labels[number] = example['label']
     return _to_size(example['image'], padded, data)
 
   def find_labels():
-    return np.array([int(example['label']) for example in examples]) if labelled else None
+    return np.array([int(example['label']) for example in examples]) if label else None
 
   shape = (data.image_size, data.image_size, data.num_channels)
-  if not encoded.fits_memory(len(examples), shape, data.max_memory_gb):
-    numbers = np.arange(len(examples))
-    return encoded.on_demand(read, numbers, shape, find_labels, data.num_workers)
-  images, failures = encoded.decode_all(read, len(examples), shape, data.num_workers, keep=True)
+  numbers = np.arange(len(examples)) if choose is None else choose(len(examples))
+  if choose is None and not encoded.fits_memory(len(examples), shape, data.max_memory_gb):
+    return encoded.on_demand(read, numbers, shape, find_labels, data.num_workers, classes=classes)
+  images, failures = encoded.decode_all(
+    lambda row: read(numbers[row]), len(numbers), shape, data.num_workers, keep=True
+  )
   if failures:
     raise next(iter(failures.values()))
-  return ArraySource(images, labels if labelled else None)
+  return ArraySource(images, labels[numbers] if label else None, classes)
 
 
 def _data_dir(path):
@@ -81,10 +85,12 @@ def _image_feature(builder, name):
   return feature
 
 
-def _has_class_labels(builder):
+def _class_label(builder):
+  """The TFDS feature of the classes, or None."""
   import tensorflow_datasets as tfds
 
-  return isinstance(dict(builder.info.features.items()).get('label'), tfds.features.ClassLabel)
+  label = dict(builder.info.features.items()).get('label')
+  return label if isinstance(label, tfds.features.ClassLabel) else None
 
 
 def _examples(builder, data, split):

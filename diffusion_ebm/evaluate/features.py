@@ -15,7 +15,7 @@ from diffusion_ebm.run.errors import UserError
 # Data of which a small classifier says something.
 CLASSIFIED = ('digits', 'mnist')
 # What features do not depend on.
-_NOT_OF_FEATURES = ('random_flip', 'strict', 'max_memory_gb', 'num_workers')
+_NOT_OF_FEATURES = ('random_flip', 'strict', 'max_memory_gb', 'num_workers', 'test_fraction')
 
 
 def is_classified(data) -> bool:
@@ -98,10 +98,17 @@ def data_key(data, sources) -> list:
     data: the `data` section of a configuration.
     sources: split to source, or None where there is none.
   """
+  known = fingerprints(sources)
   return [
     {key: value for key, value in data.items() if key not in _NOT_OF_FEATURES},
     {split: len(source) for split, source in sources.items() if source is not None},
+    *([known] if known else []),  # sets that cannot change have none: their results stay valid
   ]
+
+
+def fingerprints(sources) -> dict[str, str]:
+  """Split to what becomes another once its examples have changed, of those that can change."""
+  return {split: source.fingerprint for split, source in sources.items() if source is not None and source.fingerprint}
 
 
 def small_classifier(sources, cache: str, *key) -> Extractor:

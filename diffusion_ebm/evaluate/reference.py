@@ -36,6 +36,7 @@ class Reference:
     train_source: the training split.
     train: its statistics.
     baselines: name to scores.
+    fingerprints: split to its own, of data that can change.
   """
 
   extractor: features.Extractor
@@ -45,6 +46,7 @@ class Reference:
   train_source: Any
   train: feature_statistics.Statistics
   baselines: dict[str, dict]
+  fingerprints: dict[str, str]
 
   def score(self, rows, logits) -> dict:
     """The scores of samples from their features (N, D) and logits (N, C) or None."""
@@ -107,7 +109,8 @@ def make(evaluation, data, load_sources: Callable, cache: str, check_stop: Calla
     real = dataclasses.replace(real, mean=given[0], covariance=given[1], count=None)
   if evaluation.num_samples <= extractor.dim:
     _log.warning(_FEW_SAMPLES, evaluation.num_samples, extractor.dim)
-  reference = Reference(extractor, extract, compared, real, sources['train'], known['train'], {})
+  fingerprints = features.fingerprints(sources)
+  reference = Reference(extractor, extract, compared, real, sources['train'], known['train'], {}, fingerprints)
   if not evaluation.baselines:
     return reference
   key = feature_statistics.key(baseline_generators.VERSION, measure(evaluation), extractor.key, data_key)

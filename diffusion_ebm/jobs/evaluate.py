@@ -139,12 +139,15 @@ def _load_sources(config):
 
 def _inputs(config, compared) -> dict:
   """What the scores depend on beside the checkpoint; the order is part of the name that older records have for it."""
-  return {
+  inputs = {
     'eval': reference.measure(config.eval),
     'sampling': {key: value for key, value in config.sampling.items() if key not in _NOT_OF_SAMPLES},
     'features': compared.extractor.key,
     'data': features.data_key(config.data, {})[0],
   }
+  if compared.fingerprints:  # sets that cannot change have none: their results stay valid
+    inputs['fingerprints'] = compared.fingerprints
+  return inputs
 
 
 # What to score.

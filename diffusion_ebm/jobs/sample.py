@@ -52,12 +52,13 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
   files.write_npz(base + '.npz', {'samples': samples})
   files.write_png(base + '.png', level_pictures.samples(samples))
   try:
-    source = data.load_source(config.data, 'train')
+    shown = data.load_some(
+      config.data, 'train', lambda count: np.random.default_rng(seed).integers(count, size=path.shape[1])
+    )
   except UserError as error:
     _log.warning('no picture of the levels, which would show data beside the samples: %s', error)
   else:
-    examples = source.read(np.random.default_rng(seed).integers(len(source), size=path.shape[1]))
-    files.write_png(base + '_levels.png', level_pictures.levels(ebm.levels, path, examples, keep, densities))
+    files.write_png(base + '_levels.png', level_pictures.levels(ebm.levels, path, shown.examples, keep, densities))
   _log.info('%d samples (mean %.3f) in %s.npz, pictures beside it', len(samples), samples.mean(), base)
   return samples
 

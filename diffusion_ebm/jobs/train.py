@@ -25,6 +25,7 @@ from diffusion_ebm import (
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 from diffusion_ebm import training_metrics as metrics
+from diffusion_ebm.data import kept
 from diffusion_ebm.networks import normal_factor
 from diffusion_ebm.run import checkpoints, files, interrupts, parallel, writers
 from diffusion_ebm.run import workdir as workdir_lib
@@ -35,6 +36,7 @@ _log = logging.getLogger(__name__)
 
 # A grid of 6 x 6 images at each level; points cost nothing.
 _NUM_IMAGES, _NUM_POINTS = 36, 2000
+_NUM_KEPT = 64  # training images of which a picture is kept
 
 
 def run(config, workdir: str, seed: int = 0, step: int | None = None):
@@ -42,7 +44,8 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
 
   Args:
     config: the configuration.
-    workdir: gets `config.json`, `checkpoints/`, `samples/`, `metrics.jsonl` and `tensorboard/`.
+    workdir: gets `config.json`, `data/` (what was trained on), `checkpoints/`, `samples/`, `metrics.jsonl` and
+      `tensorboard/`.
     seed: of no use; the configuration has its own.
     step: likewise.
 
@@ -61,6 +64,10 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
     config_lib.check_same_run(config, workdir)
     if config.train.init_from and not checkpoints.steps(workdir):
       trained.check_start(config)
+    if config.data.name == 'images' and os.path.realpath(config.data.path) == os.path.realpath(workdir):
+      raise UserError(
+        f'--workdir={workdir} is the folder of the images, which would be mixed with results: choose another'
+      )
     source, components = data.load_source(config.data, 'train'), config.model.normal_factor
     if components > len(source):
       raise UserError(f'model.normal_factor is {components}, but there are only {len(source)} examples: use fewer')
@@ -77,7 +84,24 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
 
     parallel.together(claim, first_only=True)
     parallel.together(functools.partial(workdir_lib.check_shared, workdir))
+    _keep_data(config, workdir, source)
     _train(config, workdir, source)
+
+
+def _keep_data(config, workdir, source):
+  """Keeps what the run's first start is trained on, and says at later ones what has changed since."""
+  if not parallel.is_first():
+    return
+  folder = os.path.join(workdir, 'data')
+  if kept.is_kept(folder):
+    if changes := kept.changes(folder, source):
+      _log.warning('%s', changes)
+    return
+  with _tolerated():
+    os.makedirs(folder, exist_ok=True)
+    count = min(len(source), _NUM_POINTS if config_lib.is_vector(config) else _NUM_KEPT)
+    chosen = np.sort(np.random.default_rng(config.seed).choice(len(source), count, replace=False))
+    kept.keep(folder, source, config.data.name, level_pictures.samples(source.read(chosen)))
 
 
 def _check_same_everywhere(config, source):
@@ -150,6 +174,10 @@ def _describe(config, source, state):
     return
   overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
   _log.info('%d examples of shape %s; the network:\n%s', len(source), source.shape, overview)
+  if len(source) == 1:
+    _log.info('there is one example: all that can be learned is to repeat it')
+  elif len(source) < config.train.batch_size:
+    _log.info('a batch of %d holds each of the %d examples more than once', config.train.batch_size, len(source))
   if step:
     _log.info('going on from step %d', step)
 

@@ -8,10 +8,18 @@ import sys
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
+def printable(text: str) -> str:
+  """Text without what a terminal would obey or cannot show: such characters as escapes."""
+  return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class UserError(Exception):
   """A mistake that the user can mend: one line that names the cause and the remedy. Exit code 2."""
 
   exit_code = 2
+
+  def __init__(self, message: str):
+    super().__init__(printable(message))
 
 
 class UnknownDataSetError(UserError):

@@ -11,6 +11,7 @@ import tqdm
 _log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES, _SECONDS_TO_FIRST_LINE = 10.0, 3.0
+_SECONDS_BEFORE_BAR = 1.0  # what is done at once needs none
 _WATCH = 'progress'  # the thread that sees to it
 _LONGEST = 100  # characters of a line that is said again
 _watched = []  # the last line of each `never_silent`
@@ -23,7 +24,13 @@ class Progress:
   def __init__(self, what: str, total: int, done: int = 0, unit: str = 'step', shown: bool = True):
     self._what, self._total, self._start, self._done, self._unit = what, total, done, done, unit
     self._bar = tqdm.tqdm(
-      desc=what, total=total, initial=done, unit=unit, dynamic_ncols=True, disable=not (shown and sys.stderr.isatty())
+      desc=what,
+      total=total,
+      initial=done,
+      unit=unit,
+      dynamic_ncols=True,
+      disable=not (shown and sys.stderr.isatty()),
+      delay=_SECONDS_BEFORE_BAR,
     )
     self._began = self._last_line = self.moved = time.monotonic()
     _open.append(self)

@@ -23,6 +23,11 @@ def samples_dir(workdir) -> str:
   return os.path.join(workdir, 'samples')
 
 
+def is_one(files, folders) -> bool:
+  """Whether a folder with such files and folders in it is the workdir of a run."""
+  return 'config.json' in files and (_LOCK in files or 'checkpoints' in folders)
+
+
 def make(workdir, folder: str = 'samples') -> str:
   """Makes the workdir and a folder in it, and returns the folder.
 

@@ -150,7 +150,7 @@ class LoadTest(ExternalImagesTest):
         file.write(b'nothing')
     for where, message in (
       ('x.tiff', r'--images: /.*/x\.tiff cannot be read as an image \(.*\): name an image, a folder or a \.zip$'),
-      ('x.zip', r'x\.zip is neither a folder nor a zip archive that can be read .*--images'),
+      ('x.zip', r'x\.zip is neither a folder nor a \.zip or \.tar that can be read .*--images'),
       ('empty', r'empty holds no images .*--images'),
       ('./gone', rf'--images: {self.folder}/gone does not exist: name noise, a folder, a \.zip'),
       ('gone', rf'--images=gone is neither a file in {self.folder} nor a data set: name noise, a folder'),

@@ -5,18 +5,22 @@ import io
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 import threading
+import time
 import types
 from unittest import mock
 import zipfile
 
 from absl.testing import absltest, parameterized
+import ml_collections
 import numpy as np
 from PIL import Image
 
-from diffusion_ebm.data import encoded, image_files, load_source, train_batches
+from diffusion_ebm.data import archives, decode, encoded, external_images, images, load_source, memory, train_batches
 from diffusion_ebm.run.errors import UserError
+from tests.data import folders
 
 
 def _encode(pixels, format_='PNG', mode=None, **options):
@@ -57,6 +61,8 @@ class ImagesTest(parameterized.TestCase):
       'strict': False,
       'train_split': '',
       'test_split': '',
+      'test_fraction': 0.0,
+      'random_flip': False,
       'max_memory_gb': 1.0,
       'num_workers': 3,
     }
@@ -233,7 +239,7 @@ class ImagesTest(parameterized.TestCase):
         'notes.txt': b'text',
         '__MACOSX/._a.png': b'metadata',
         'Thumbs.db': b'x',
-        'png': other,
+        'text.png~': other,
       }
     )
     for path in (self.path, self._zip()):
@@ -305,8 +311,73 @@ class ImagesTest(parameterized.TestCase):
     source = self._load(max_memory_gb=0.0)
     os.remove(os.path.join(self.path, 'dog', '0.png'))
     source.read(np.array([0, 1, 3]))
-    with self.assertRaisesRegex(UserError, 'dog/0.png.*could be read at the start, but not now'):
+    with self.assertRaisesRegex(UserError, 'dog/0.png in .* was there, but cannot be read any more .*: see that'):
       source.read(np.array([2]))
+
+  def test_a_share_that_goes_away_while_images_are_read_ends_the_start(self):
+    self._classes('')
+    decode = images.decode
+
+    def gone(*args):
+      if os.path.exists(self.path):
+        os.rename(self.path, self.path + ' away')
+      return decode(*args)
+
+    for max_memory_gb in (1.0, 1e-9):
+      with (
+        mock.patch.object(images, 'decode', gone),
+        self._refused('png in .*images was there, but cannot be read any more .No such file or directory.: see that'),
+      ):
+        self._load(num_workers=1, max_memory_gb=max_memory_gb)
+      os.rename(self.path + ' away', self.path)
+
+  def test_an_image_that_is_overwritten_during_a_run_is_named(self):
+    self._classes('')
+    source = self._load(max_memory_gb=1e-9)
+    self._write(**{'dog/0.png': b'something else'})
+    with self.assertRaisesRegex(UserError, 'dog/0.png in .* could be read at the start, but not now'):
+      source.read(np.array([2]))
+
+  def test_ctrl_c_ends_the_reading_at_once(self):
+    self._write(**{f'{n}.png': _encode(_noise(4, 4, 3)) for n in range(400)})
+    decoded = []
+
+    def slow(*args):
+      decoded.append(1)
+      if len(decoded) == 5:
+        signal.raise_signal(signal.SIGINT)
+      time.sleep(0.01)
+      raise ValueError
+
+    with mock.patch.object(images, 'decode', slow), self.assertRaises(KeyboardInterrupt):
+      self._load(num_workers=2)
+    self.assertLess(len(decoded), 200)
+
+  def test_reading_is_not_silent_for_long(self):
+    self._write(**{f'{n}.png': _encode(_noise(4, 4, 3)) for n in range(40)})
+    decode = images.decode
+    slow = mock.patch.object(images, 'decode', lambda *args: (time.sleep(0.02), decode(*args))[1])
+    often = mock.patch.multiple('diffusion_ebm.data.encoded', _SECONDS_BETWEEN_LOOKS=0.05)
+    lines = mock.patch('diffusion_ebm.run.progress._SECONDS_BETWEEN_LINES', 0.1)
+    with slow, often, lines, self.assertLogs('diffusion_ebm', 'INFO') as logs:
+      self._load()
+    self.assertRegex('\n'.join(logs.output), r'reading images \d+/40 images, 00:00 left')
+
+  def test_few_large_images_are_decoded_at_once(self):
+    self._write(**{f'{n}.png': _encode(_noise(900, 2000, 3, seed=n)) for n in range(4)})
+    decode, at_once, most = images.decode, [], []
+
+    def counting(*args):
+      at_once.append(1)
+      most.append(len(at_once))
+      image = decode(*args)
+      at_once.pop()
+      return image
+
+    for max_memory_gb in (1e-9, 0.01):  # what is kept fits the latter, and nothing else beside it
+      with mock.patch.object(images, 'decode', counting), mock.patch.object(memory, '_SMALL_IMAGE', 2**20):
+        self._load(num_workers=4, max_memory_gb=max_memory_gb)
+    self.assertEqual(max(most), 1)
 
   # Bad input.
 
@@ -327,18 +398,18 @@ class ImagesTest(parameterized.TestCase):
 
   def test_folder_without_images_is_refused(self):
     self._write(**{'notes.txt': b'text'})
-    with self._refused(r'holds no images \(PNG, JPEG or WebP'):
+    with self._refused(r'images holds no images \(JPEG, PNG, .*\); it holds 1 \.txt: set --config.data.path'):
       self._load()
 
   def test_archive_without_images_is_refused(self):
     self._write(**{'notes.txt': b'text'})
-    with self._refused(r'archive.zip holds no images \(PNG, JPEG or WebP'):
+    with self._refused(r'archive.zip holds no images \(JPEG, PNG, .*\); it holds 1 \.txt: set --config.data.path'):
       self._load(path=self._zip())
 
   @parameterized.parameters(b'', b'not a zip archive', b'PK\x03\x04 cut off')
   def test_file_that_is_no_archive_is_refused(self, content):
     self._write(**{'file.zip': content})
-    with self._refused('file.zip is neither a folder nor a zip archive'):
+    with self._refused(r'file.zip is neither a folder nor a \.zip or \.tar'):
       self._load(path=os.path.join(self.path, 'file.zip'))
 
   def _damaged(self):
@@ -389,7 +460,7 @@ class ImagesTest(parameterized.TestCase):
     content[content.index(b'PK\x01\x02') + 8] |= 1  # the flag in the directory
     content[content.index(b'PK\x03\x04') + 6] |= 1
     self._write(**{'locked.zip': bytes(content)})
-    with self._refused('none of the 1 images .*encrypted'):
+    with self._refused('locked.zip is encrypted: unpack it with its password'):
       self._load(path=os.path.join(self.path, 'locked.zip'))
 
   @parameterized.parameters(False, True)
@@ -403,11 +474,11 @@ class ImagesTest(parameterized.TestCase):
 
   @parameterized.parameters(False, True)
   def test_file_that_unpacks_to_too_many_bytes_is_refused_unread(self, archive):
-    self._write(**{'bomb.png': bytes(2**20), 'good.png': _encode(_noise(4, 4, 3))})
+    self._write(**{'bomb.png': _encode(_noise(4, 4, 3)) + bytes(2**20), 'good.png': _encode(_noise(4, 4, 3))})
     path = self._zip() if archive else self.path
-    with mock.patch.object(image_files, 'MAX_BYTES', 2**20 - 1), self.assertLogs('diffusion_ebm', 'WARNING') as logs:
+    with mock.patch.object(decode, 'MAX_BYTES', 2**20), self.assertLogs('diffusion_ebm', 'WARNING') as logs:
       self.assertLen(self._load(path=path), 1)
-    self.assertIn('bomb.png: 1048576 bytes are more than 1048575', logs.output[0])
+    self.assertIn('bytes are more than 1048576', logs.output[0])
 
   def test_archive_that_lies_about_the_size_is_read_no_further_than_it_says(self):
     self._write(**{'a.png': _encode(_noise(40, 40, 3))})
@@ -431,7 +502,7 @@ class ImagesTest(parameterized.TestCase):
     with zipfile.ZipFile(self.path, 'w', zipfile.ZIP_DEFLATED) as archive:
       archive.writestr('1.png', bytes(2**20))
     with (
-      mock.patch.object(image_files, '_SUSPICIOUS_BYTES', 2**20 - 1),
+      mock.patch.object(archives, '_SUSPICIOUS_BYTES', 2**20 - 1),
       mock.patch.object(zipfile.ZipFile, 'open', mock.Mock(side_effect=AssertionError('read'))),
       self.assertRaisesRegex(UserError, r'has \d+ bytes but unpacks to 1048576: images do not'),
     ):
@@ -442,7 +513,7 @@ class ImagesTest(parameterized.TestCase):
     os.mkfifo(os.path.join(self.path, '2.png'))
     self.assertLen(self._load(), 1)
     os.mkfifo(self.path + '.zip')
-    with self.assertRaisesRegex(UserError, 'neither a folder nor a zip archive'):
+    with self.assertRaisesRegex(UserError, r'neither a folder nor a \.zip or \.tar'):
       self._load(path=self.path + '.zip')
 
   def test_mixture_of_grey_and_colour_is_refused_in_colour(self):
@@ -458,6 +529,17 @@ class ImagesTest(parameterized.TestCase):
     self._write(**{'a.png': _encode(grey), 'b.png': _encode(grey[..., None].repeat(3, axis=2))})
     source = self._load(num_channels=1)
     self._assert_reads(source, [grey[..., None], grey[..., None]])
+
+  def test_of_images_from_elsewhere_none_are_set_aside(self):
+    self._write(**{f'{n}.png': _encode(_noise(4, 4, 3)) for n in range(20)})
+    data = ml_collections.ConfigDict(vars(folders.section('', test_fraction=0.5)))
+    self.assertLen(external_images.load_elsewhere(data, self.path, 'images'), 20)
+
+  def test_mixture_of_grey_and_colour_may_be_allowed(self):
+    grey, colour = _noise(4, 4), _noise(4, 4, 3)
+    self._write(**{'a.png': _encode(grey), 'b.png': _encode(colour)})
+    source = images.load(folders.section(self.path), 'train', mixed=True)
+    self._assert_reads(source, [np.repeat(grey[..., None], 3, axis=2), colour])
 
   def test_two_channels_are_refused(self):
     with self._refused('num_channels=1 or 3'):

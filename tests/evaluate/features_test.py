@@ -4,10 +4,10 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from configs import default, digits
+from configs import cifar10, default, digits
 from diffusion_ebm import data
 from diffusion_ebm.data.source import ArraySource
-from diffusion_ebm.evaluate import classifier, features, reference
+from diffusion_ebm.evaluate import classifier, feature_statistics, features, reference
 from diffusion_ebm.run.errors import UserError
 from tests import testing
 
@@ -61,6 +61,23 @@ class FeaturesTest(parameterized.TestCase):
     self.assertEqual((rows.shape, logits.shape), ((360, 128), (360, 10)))
     self.assertAlmostEqual(np.mean(np.argmax(logits, 1) == sources['test'].labels), first.notes['classifier_accuracy'])
     self.assertBetween(np.sqrt(np.mean(rows**2)), 0.9, 1.1)
+
+  def test_the_key_of_sets_that_cannot_change_is_as_it_always_was(self):
+    for config, expected in ((digits, 'f47243206f04ce2a'), (cifar10, '03ad3965210b3317')):
+      sources = {'train': ArraySource(np.zeros((3, 2))), 'test': None}
+      key = feature_statistics.key(features.data_key(config.get_config().data, sources))
+      self.assertEqual(key, expected)
+
+  def test_the_key_of_others_depends_on_their_content(self):
+    data, examples = digits.get_config().data, np.zeros((3, 2))
+    keys = {
+      feature_statistics.key(
+        features.data_key(data, {'train': ArraySource(examples, fingerprint=of_train), 'test': of_test})
+      )
+      for of_train in ('', 'a', 'b')
+      for of_test in (None, ArraySource(examples, fingerprint='a'), ArraySource(examples, fingerprint='b'))
+    }
+    self.assertLen(keys, 9)
 
   def test_the_classifier_needs_labels(self):
     unlabelled = ArraySource(np.zeros((5, 8, 8, 1), np.uint8))

@@ -64,7 +64,7 @@ class SampleTest(absltest.TestCase):
     workdir = os.path.join(self.enterContext(tempfile.TemporaryDirectory()), 'run')
     shutil.copytree(self.workdir, workdir, ignore=shutil.ignore_patterns('samples'))
     gone = UserError('photos does not exist')
-    with mock.patch.object(sample.data, 'load_source', side_effect=gone), self.assertLogs(level='WARNING') as logs:
+    with mock.patch.object(sample.data, 'load_some', side_effect=gone), self.assertLogs(level='WARNING') as logs:
       sample.run(testing.digits_config(), workdir)
     self.assertIn('photos does not exist', ''.join(logs.output))
     self.assertCountEqual(

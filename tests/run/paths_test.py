@@ -62,7 +62,7 @@ class PathsTest(parameterized.TestCase):
     Image.fromarray(testing_image).save(os.path.join(home, 'folder', 'mask.png'))
     np.savez(os.path.join(home, 'moments.npz'), mu=np.zeros(2), sigma=np.eye(2))
     with mock.patch.dict(os.environ, {'HOME': home}):
-      self.assertLen(image_files.list_images('~/folder').names, 1)
+      self.assertLen(image_files.list_files('~/folder').names, 1)
       np.testing.assert_array_equal(feature_statistics.load_given('~/moments.npz', 2)[1], np.eye(2))
       self.assertEqual(inception_weights.find('~/moments.npz'), os.path.join(home, 'moments.npz'))
       self.assertEqual(inpaint._load_mask('~/folder/mask.png', (4, 4), 0)[0], 'mask')
