@@ -105,6 +105,17 @@ class TrainStepTest(absltest.TestCase):
       expected, _ = self.step(self.after.replace(step=state.step), self.batch, jnp.arange(12))
       jax.tree.map(np.testing.assert_array_equal, sound, expected)
 
+  @testing.long
+  def test_nan_in_one_image_is_found_whatever_the_batch(self):
+    network = resnet.ResNet(resnet.ResNetSettings(ch=8, ch_mult=(1,), num_res_blocks=1))
+    state = train_step.init_state(jax.random.key(0), network, self.tx, np.zeros((16, 16, 1)), True)
+    for batch in (1, 4, 8):
+      x = jnp.zeros((batch, 16, 16, 1)).at[-1, 3, 3].set(jnp.nan)
+      skipped, metrics = self.step(state, x, jnp.arange(batch), network=network)
+      self.assertTrue(np.isnan(metrics['loss']))
+      self.assertEqual(int(metrics['bad_steps']), 1)
+      jax.tree.map(np.testing.assert_array_equal, skipped.params, state.params)
+
   def test_after_too_many_skipped_updates_the_state_is_frozen(self):
     settings = train_step.StepSettings(3, 2, 0.9, False, max_bad_steps=2)
     last = self.after.replace(bad_steps=jnp.asarray(2, jnp.int32))

@@ -10,7 +10,12 @@ import jax.numpy as jnp
 from diffusion_ebm.networks.convolution import PREPARED, conv2d
 from diffusion_ebm.noise_levels import between
 
-ACTIVATIONS: dict[str, Callable] = {'lrelu': lambda x: nn.leaky_relu(x, 0.2), 'swish': nn.swish, 'relu': nn.relu}
+# Not `nn.relu`: in programs that XLA gives to YNNPACK (for some sizes of batches on a CPU), max(NaN, 0) is 0.
+ACTIVATIONS: dict[str, Callable] = {
+  'lrelu': lambda x: nn.leaky_relu(x, 0.2),
+  'swish': nn.swish,
+  'relu': lambda x: jnp.where(x <= 0, 0, x),
+}
 NORMS = ('none', 'group')
 
 

@@ -193,6 +193,74 @@ class ResNetTest(parameterized.TestCase):
     )
 
 
+class NanTest(parameterized.TestCase):
+  """NaN comes out as NaN, whatever the batch, in the value and in the gradient."""
+
+  @parameterized.parameters(*layers.ACTIVATIONS)
+  def test_activations_keep_it(self, name):
+    def total(x):
+      return jnp.sum(layers.ACTIVATIONS[name](x), (1, 2))
+
+    for batch in (1, 2, 4, 8):
+      x = jnp.full((batch, 16, 16, 8), jnp.nan)
+      self.assertTrue(np.all(np.isnan(jax.jit(total)(x))))
+      self.assertTrue(np.all(np.isnan(jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(total(x)))))(x))))
+
+  @parameterized.product(name=('relu', 'lrelu'), dtype=(jnp.float32, jnp.bfloat16))
+  def test_activations_are_the_usual_ones_elsewhere(self, name, dtype):
+    ours = layers.ACTIVATIONS[name]
+    theirs = {'relu': jax.nn.relu, 'lrelu': lambda x: jax.nn.leaky_relu(x, 0.2)}[name]
+    x = jnp.concatenate([jax.random.normal(jax.random.key(0), (1000,)), jnp.array([0.0, -0.0, 3e38, -3e38, jnp.inf])])
+    x = x.astype(dtype)
+    np.testing.assert_array_equal(ours(x), theirs(x))
+    self.assertEqual(ours(x).dtype, dtype)
+    np.testing.assert_array_equal(
+      *(jax.grad(lambda x, f=f: jnp.sum(f(x) * jnp.arange(1005)))(x) for f in (ours, theirs))
+    )
+
+  def check(self, network, shape, batches=(1, 4, 8)):
+    """One example of a batch is NaN: its energy and its score are, and no others."""
+    params = network.init(jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1, int))['params']
+
+    @jax.jit
+    def value_and_score(y):
+      def total(y):
+        f = network.apply({'params': randomised(params)}, y, jnp.arange(len(y)) % 6)
+        return jnp.sum(f), f
+
+      score, f = jax.grad(total, has_aux=True)(y)
+      return f, score.reshape(len(y), -1)
+
+    for batch in batches:
+      y = jax.random.normal(jax.random.key(0), (batch, *shape)).at[-1].set(jnp.nan)
+      expected = np.arange(batch) == batch - 1
+      f, score = (np.isnan(a) for a in value_and_score(y))
+      np.testing.assert_array_equal(f, expected)
+      np.testing.assert_array_equal(np.any(score, 1), expected)
+      np.testing.assert_array_equal(np.all(score, 1), expected)
+
+  def test_energy_and_score_of_the_residual_network_are_nan(self):
+    self.check(make_resnet(), (16, 16, 3), batches=(4,))
+
+  @testing.long
+  @parameterized.parameters(
+    {},
+    {'act': 'relu'},
+    {'act': 'swish', 'final_act': 'swish'},
+    {'final_act': 'lrelu'},
+    {'ch': 64, 'ch_mult': (1,)},
+    {'norm': 'group', 'attention_resolutions': (8,), 'resample_with_conv': True},
+    {'dtype': jnp.bfloat16},
+  )
+  def test_energies_and_scores_of_other_residual_networks_are_nan(self, **options):
+    self.check(make_resnet(**options), (16, 16, 3))
+
+  @testing.long
+  @parameterized.parameters(*layers.ACTIVATIONS)
+  def test_energies_and_scores_of_perceptrons_are_nan(self, act):
+    self.check(make_mlp(act=act, num_frequencies=2), (2,))
+
+
 class DropoutTest(absltest.TestCase):
   def test_it_keeps_the_mean_and_the_rate_and_depends_on_the_examples_key(self):
     keys = jax.random.split(jax.random.key(0), 4)
