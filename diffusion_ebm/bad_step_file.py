@@ -57,7 +57,7 @@ def load(path: str):
     config = older_versions.read_config(json.loads(str(arrays['config'])))
     config_lib.check(config, parallel.num_devices())
     model = model_lib.build(config)
-    like, tree = jax.tree_util.tree_flatten_with_path(model.state)
+    like, tree = jax.tree_util.tree_flatten_with_path(model.abstract_state)
     leaves = [arrays[_name(key)].reshape(leaf.shape).astype(leaf.dtype) for key, leaf in like]
     return config, model, parallel.replicate(jax.tree.unflatten(tree, leaves)), arrays['batch']
   except (OSError, ValueError, KeyError) as error:

@@ -1,6 +1,7 @@
 """From a configuration to its parts: the model, its optimiser, and the state before the first step."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -23,7 +24,8 @@ class Model:
     network: the energy network.
     tx: the optimiser.
     schedule: learning rate as a function of the step.
-    state: the initial training state, on all devices.
+    seed: of the initial parameters.
+    spectral_norm: whether the kernels are normalised by their spectral norm.
   """
 
   shape: tuple[int, ...]
@@ -31,7 +33,21 @@ class Model:
   network: Any
   tx: optax.GradientTransformation
   schedule: optax.Schedule
-  state: train_step.TrainState
+  seed: int
+  spectral_norm: bool
+
+  @functools.cached_property
+  def state(self) -> train_step.TrainState:
+    """The initial training state, on all devices; computed when it is first asked for, which takes a while."""
+    return parallel.replicate(jax.jit(self._init)(random_keys.seed_key(self.seed)))
+
+  @functools.cached_property
+  def abstract_state(self) -> train_step.TrainState:
+    """Like `state`, but shapes, types and devices alone: what reading a checkpoint needs, known at once."""
+    return parallel.replicated_like(jax.eval_shape(self._init, random_keys.seed_key(self.seed)))
+
+  def _init(self, key):
+    return train_step.init_state(key, self.network, self.tx, np.zeros(self.shape), self.spectral_norm)
 
   def ebm(self, weights) -> Ebm:
     """The energy-based model with these (normalised) parameters of the network."""
@@ -56,6 +72,4 @@ def build(config) -> Model:
   )
   network = networks.make_network(config.model, levels)
   tx, schedule = optimizer.make_optimizer(config.train)
-  init = jax.jit(lambda key: train_step.init_state(key, network, tx, np.zeros(shape), config.model.spectral_norm))
-  state = parallel.replicate(init(random_keys.seed_key(config.seed)))
-  return Model(shape=shape, levels=levels, network=network, tx=tx, schedule=schedule, state=state)
+  return Model(shape, levels, network, tx, schedule, config.seed, config.model.spectral_norm)

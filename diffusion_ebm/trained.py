@@ -73,7 +73,7 @@ def read(model: model_lib.Model, workdir: str, step: int | None = None) -> tuple
   doing('reading the checkpoint')
   manager = checkpoints.open_for_reading(workdir)
   try:
-    state, _ = checkpoints.restore(manager, model.state, step, lacking=older_versions.LACKING)
+    state, _ = checkpoints.restore(manager, model.abstract_state, step, lacking=older_versions.LACKING)
   finally:
     manager.close()
   return model.ebm(parallel.replicate(ema_weights(state))), model.shape, int(state.step)

@@ -187,7 +187,7 @@ def _first_state(config, workdir, model, saver, source):
   if parallel.together(functools.partial(checkpoints.steps, workdir), first_only=True):
     return checkpoints.restore(
       saver.manager,
-      model.state,
+      model.abstract_state,
       check=functools.partial(config_lib.check_same, config),
       set_aside=True,
       lacking=older_versions.LACKING,

@@ -175,6 +175,12 @@ def replicate(tree):
   return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), tree)
 
 
+def replicated_like(tree):
+  """Shapes, types and devices of what `replicate` would make of arrays like those of `tree`."""
+  sharding = _sharding()
+  return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
+
+
 def split(batch: np.ndarray):
   """Splits the first axis of this process's rows over its devices: (B, ...) to (n, B / n, ...), n of all processes."""
   n = num_devices() // num_processes()
