@@ -53,7 +53,7 @@ def load(config, workdir: str, step: int | None = None) -> Trained:
     UserError: something that the user can mend.
   """
   config = check(config, workdir)
-  checkpoints.check_any(workdir)
+  checkpoints.check_any(workdir, step)
   doing('building the network')
   model = model_lib.build(config)
   return Trained(config, *read(model, workdir, step))

@@ -222,10 +222,19 @@ def _files(folder):
 # Reading.
 
 
-def check_any(workdir):
-  """Raises a `UserError` if there is no checkpoint."""
-  if not steps(workdir):
+def check_any(workdir, step: int | None = None):
+  """Raises a `UserError` if there is no checkpoint, or none of that step."""
+  known = steps(workdir)
+  if not known:
     raise UserError(f'{workdir} has no checkpoint: train first, with --mode=train and the same --workdir')
+  if step is not None:
+    _check_step(step, known, directory(workdir))
+
+
+def _check_step(step, known, folder):
+  if step not in known:
+    there = ', '.join(map(str, known)) or 'none'
+    raise UserError(f'no checkpoint of step {step} in {folder}; steps that are there: {there}')
 
 
 def open_for_reading(workdir) -> ocp.CheckpointManager:
@@ -280,8 +289,8 @@ def restore(
   """
   folder = str(manager.directory)
   known = parallel.together(lambda: _steps(folder), first_only=True)
-  if step is not None and step not in known:
-    raise UserError(f'no checkpoint of step {step} in {folder}; there are {", ".join(map(str, known))}')
+  if step is not None:
+    _check_step(step, known, folder)
   damaged = []
   for number in [step] if step is not None else known[::-1]:
     try:

@@ -103,7 +103,7 @@ class SampleTest(absltest.TestCase):
     np.testing.assert_array_equal(self.draw(generation_steps=4), longer)
 
   def test_a_step_that_is_not_there_is_refused_with_those_that_are(self):
-    with self.assertRaisesRegex(UserError, 'no checkpoint of step 8 in .*; there are 7$'):
+    with self.assertRaisesRegex(UserError, 'no checkpoint of step 8 in .*; steps that are there: 7$'):
       self.draw(step=8)
     self.assertEqual(self.draw(step=7).shape, self.samples.shape)
 

@@ -86,7 +86,7 @@ class CheckpointsTest(absltest.TestCase):
     self.save((1, 12), 3, 0)
     manager = checkpoints.open_for_reading(self.workdir)
     self.addCleanup(manager.close)
-    with self.assertRaisesRegex(UserError, 'no checkpoint of step 2 in .*; there are 1, 12$'):
+    with self.assertRaisesRegex(UserError, 'no checkpoint of step 2 in .*; steps that are there: 1, 12$'):
       checkpoints.restore(manager, state_at(0), 2)
 
   def test_reading_where_nothing_was_written_is_refused_and_writes_nothing(self):
