@@ -89,12 +89,8 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
   if config_lib.load(workdir) is None:
     raise UserError(f'{workdir} holds no run: train first, with --mode=train and the same --workdir')
   config = trained.check(config, workdir)
-  known = checkpoints.steps(workdir)
-  if step is not None and step not in known:
-    raise UserError(
-      f'no checkpoint of step {step} in {checkpoints.directory(workdir)}; there are '
-      f'{", ".join(map(str, known)) or "none"}'
-    )
+  if step is not None:
+    checkpoints.check_any(workdir, step)
   folder = workdir_lib.make(workdir, 'eval')
 
   with interrupts.requested() as stop_requested:

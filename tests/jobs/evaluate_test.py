@@ -136,7 +136,7 @@ class EvaluationTest(absltest.TestCase):
       np.testing.assert_allclose(records(self.workdir)[0][name], records(self.first)[1][name], rtol=0.02, atol=0.04)
 
   def test_a_step_that_is_not_there_is_refused_with_those_that_are(self):
-    with self.assertRaisesRegex(UserError, r'no checkpoint of step 3 .* there are 2, 4'):
+    with self.assertRaisesRegex(UserError, r'no checkpoint of step 3 .* steps that are there: 2, 4'):
       evaluate.run(eval_config(), self.workdir, step=3)
 
   def test_a_workdir_without_a_run_is_refused_and_left_alone(self):
