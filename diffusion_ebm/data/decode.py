@@ -209,11 +209,12 @@ def _flatten(image, mode, to_srgb):
   Returns:
     (the image, whether some pixel is transparent).
   """
+  base = colour.base_mode(image)
   if to_srgb is not None:
-    image = to_srgb(image.convert(colour.base_mode(image)))
+    image = to_srgb(image.convert(base))
   transparent = False
-  if image.has_transparency_data:
-    image = image.convert('RGBA')
+  if base in ('LA', 'RGBA'):
+    image = image.convert(base).convert('RGBA')  # in two steps, as La has no other way
     transparent = image.getchannel('A').getextrema()[0] < 255
     if transparent:
       image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)

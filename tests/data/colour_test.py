@@ -235,10 +235,13 @@ class ColourTest(parameterized.TestCase):
     np.testing.assert_array_equal(pixel, (200, 60, 60) if mode == 'RGB' else 3 * [flat.getpixel((0, 0))])
     self.assertFalse(facts.converted)
 
-  def test_lab_is_converted(self):
-    flat = Image.new('LAB', (8, 8), (138, 209, 198))  # L* = 54.3, a* = 81, b* = 70: red
-    pixel, facts = self._pixel(_encode(flat, 'TIFF'))
-    np.testing.assert_allclose(pixel, (255, 0, 0), atol=3)
+  @parameterized.parameters(
+    ((153, 128, 128), 3 * (145,), 1),  # L* = 60: light of (76 / 116) ** 3
+    ((138, 209, 198), (255, 0, 0), 6),  # L* = 54, a* = 81, b* = 70, in the corner of the gamut
+  )
+  def test_lab_is_converted(self, lab, expected, atol):
+    pixel, facts = self._pixel(_encode(Image.new('LAB', (8, 8), lab), 'TIFF'))
+    np.testing.assert_allclose(pixel, expected, atol=atol)
     self.assertTrue(facts.colour)
 
   # A PNG's gamma.
