@@ -107,8 +107,8 @@ def _short_name(path, unnamed, taken):
   return path
 
 
-def load_elsewhere(data, where: str, flag: str, others: tuple[str, ...] = ()):
-  """Loads the test split of another data set, or all images of a folder, of a zip archive or of a file.
+def load_elsewhere(data, where: str, flag: str, limit: int, others: tuple[str, ...] = ()):
+  """Loads the test split of another data set, or the images of a folder, of an archive or of a file.
 
   Grey and colour images may be mixed: all get the channels that the model takes.
 
@@ -116,7 +116,8 @@ def load_elsewhere(data, where: str, flag: str, others: tuple[str, ...] = ()):
     data: the `data` section of a run's configuration, whose size and channels the images get.
     where: a path or the name of a data set.
     flag: the command line's flag that named it, for messages.
-    others: what else the flag takes, likewise.
+    limit: how many images, at most; the first ones.
+    others: what else the flag takes, for messages.
 
   Returns:
     A source of shape (image_size, image_size, num_channels).
@@ -127,7 +128,7 @@ def load_elsewhere(data, where: str, flag: str, others: tuple[str, ...] = ()):
   place = _place(where, flag)
   what = ', '.join((*others, 'a folder, a .zip or .tar, an image, or a data set such as mnist or cifar10'))
   if not os.path.isabs(place):
-    return _data_set(data, place, flag, what)
+    return _data_set(data, place, flag, limit, what)
   if not os.path.exists(place):
     raise UserError(f'--{flag}: {place} does not exist: name {what}')
   if os.path.isfile(place) and not _is_archive(place):
@@ -137,7 +138,7 @@ def load_elsewhere(data, where: str, flag: str, others: tuple[str, ...] = ()):
     {'name': 'images', 'path': place, 'train_split': '', 'test_split': '', 'test_fraction': 0.0, 'strict': False}
   )
   try:
-    return images.load(other, 'train', mixed=True)
+    return images.load_some(other, 'train', load.first(limit))
   except UserError as error:  # its advice is for the run's own data
     raise UserError(f'{error}'.replace('--config.data.path', f'--{flag}')) from error
 
@@ -146,7 +147,7 @@ def _is_archive(path):
   return path.lower().endswith(('.zip', '.tar')) or zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
 
 
-def _data_set(data, name, flag, what):
+def _data_set(data, name, flag, limit, what):
   other, shape = data.copy_and_resolve_references(), (data.image_size, data.image_size, data.num_channels)
   other.update(
     {'name': name, 'path': '' if data.name == 'images' else data.path, 'train_split': 'train', 'test_split': 'test'}
@@ -154,7 +155,7 @@ def _data_set(data, name, flag, what):
   try:
     if name == 'images':  # which is for the run's own data
       raise UnknownDataSetError(name)
-    source = load.load_source(other, 'test')
+    source = load.load_some(other, 'test', load.first(limit))
   except UnknownDataSetError as error:
     raise UserError(f'--{flag}={name} is neither a file in {os.getcwd()} nor a data set: name {what}') from error
   except UserError as error:

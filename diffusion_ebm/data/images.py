@@ -43,7 +43,7 @@ class _Split(NamedTuple):
   decode: Callable
 
 
-def load(data, split, mixed=False):
+def load(data, split):
   """Loads images in the order of their names.
 
   Every image is decoded once at the start: into memory where all fit, otherwise to find the
@@ -52,7 +52,6 @@ def load(data, split, mixed=False):
   Args:
     data: the `data` section of a configuration.
     split: 'train' or 'test'; `data.train_split` or `data.test_split` is its folder.
-    mixed: whether grey images may be among colour ones; they get three equal channels.
 
   Returns:
     A source of shape (image_size, image_size, num_channels).
@@ -69,7 +68,7 @@ def load(data, split, mixed=False):
   good = np.setdiff1d(np.arange(len(part.files)), list(found.failures))
   known = part.inventory.replace([part.files[n].damaged(why) for n, why in found.failures.items()])
   _report(known, data, split)
-  _check_colours(Facts(*found.facts.T).colour != 0, [part.files[n].name for n in good], data, mixed)
+  _check_colours(Facts(*found.facts.T).colour != 0, [part.files[n].name for n in good], data)
   numbers = summary.numbers(known, split, found.facts, data)
   _log.info('%s', summary.line(numbers, split, data))
   if dark := summary.warning(numbers):
@@ -95,7 +94,7 @@ def load(data, split, mixed=False):
 
 
 def load_some(data, split, choose):
-  """Loads some images of a split, and decodes no others.
+  """Loads some images of a split, and decodes no others. Grey and colour images may be mixed.
 
   Args:
     data: as of `load`.
@@ -122,6 +121,11 @@ def load_some(data, split, choose):
     images |= {number: pixels[row] for row, number in enumerate(new) if row not in failures}
     bad |= {new[row] for row in failures}
     if not failures:
+      shown, coloured = printable(part.inventory.path), Facts(*part.facts[list(images)].T).colour
+      if bad:
+        _log.warning('%s in %s cannot be decoded: left out', inventory.counted(len(bad), 'image'), shown)
+      if data.num_channels == 3 and 0 < np.sum(coloured) < len(coloured):
+        _log.info('%s mixes grey and colour images: all are used in colour', shown)
       labels = None if part.labels is None else part.labels[chosen]
       return ArraySource(np.stack([images[number] for number in chosen]), labels, part.classes)
   raise UserError(f'none of the images in {part.inventory.path} can be decoded: fetch them again')
@@ -202,15 +206,11 @@ def _report(known, data, split):
   _log.warning('skipping %d of %d images in %s that cannot be decoded (%s)', len(damaged), len(images), path, shown)
 
 
-def _check_colours(colours, names, data, mixed):
-  """Refuses grey images among colour ones, unless they may be mixed; all to grey is what one channel asks for."""
+def _check_colours(colours, names, data):
+  """Refuses grey images among colour ones; all to grey is what one channel asks for."""
   num_colour = int(np.sum(colours))
   num_grey = len(colours) - num_colour
   if data.num_channels == 3 and num_colour and num_grey:
-    if mixed:
-      shown = printable(data.path)
-      _log.info('%s mixes %d grey and %d colour images: all are used in colour', shown, num_grey, num_colour)
-      return
     rarer = num_colour < num_grey
     some = ', '.join(names[n] for n in np.flatnonzero(colours == rarer)[:_NAMES_SHOWN])
     more = ', ...' if min(num_grey, num_colour) > _NAMES_SHOWN else ''

@@ -1,5 +1,7 @@
 """From the `data` section of a configuration to a source."""
 
+import numpy as np
+
 from diffusion_ebm.data import digits, images, tfds_images, toy
 from diffusion_ebm.data.source import ArraySource
 
@@ -47,6 +49,11 @@ def load_some(data, split, choose):
   chosen = choose(len(source))
   labels = None if source.labels is None else source.labels[chosen]
   return ArraySource(source.read(chosen), labels, source.classes)
+
+
+def first(limit: int):
+  """For `load_some`: the first examples, at most so many."""
+  return lambda count: np.arange(min(limit, count))
 
 
 def _check_split(split):

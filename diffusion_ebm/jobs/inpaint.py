@@ -55,8 +55,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
   name, hidden = _load_mask(settings.mask, (size, size), seed)
   config, ebm, shape, step = trained.load(config, workdir, step)
   elsewhere, source = _images(config)
-  index = np.arange(min(settings.num_images, len(source)))
-  originals = source.read(index)
+  originals = source.examples
   folder = workdir_lib.make(workdir, 'inpainting')
   completions = _draw(config, ebm, originals, hidden, seed, step)
 
@@ -72,7 +71,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
     '%d completions of each of %d images in %s.npz, a picture beside it', settings.completions, len(originals), base
   )
   if features.is_classified(config.data) and not settings.images:
-    opinion = _classify(config, workdir_lib.make_cache(workdir), originals, source.labels[index], hidden, completions)
+    opinion = _classify(config, workdir_lib.make_cache(workdir), originals, source.labels, hidden, completions)
     files.write_json(base + '.json', {'inputs': inputs, **opinion})
     _log.info(_OPINION, *(100 * share for share in opinion.values()))
   return completions
@@ -145,16 +144,19 @@ def _images(config):
   if not config.inpaint.images:
     return {}, _own_images(config)
   elsewhere = external_images.name_sets([config.inpaint.images], 'images')
-  return elsewhere, external_images.load_elsewhere(config.data, *elsewhere.values(), 'images')
+  return elsewhere, external_images.load_elsewhere(
+    config.data, *elsewhere.values(), 'images', config.inpaint.num_images
+  )
 
 
 def _own_images(config):
-  """The run's test split, or the training split where there is none."""
+  """Of the run's test split, or of the training split where there is none."""
+  first = data.first(config.inpaint.num_images)
   try:
-    return data.load_source(config.data, 'test')
+    return data.load_some(config.data, 'test', first)
   except UserError as error:
     _log.info('taking training images: %s', error)
-    return data.load_source(config.data, 'train')
+    return data.load_some(config.data, 'train', first)
 
 
 def _classify(config, cache, originals, labels, hidden, completions):

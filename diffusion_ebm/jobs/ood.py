@@ -82,18 +82,21 @@ def _load_sets(config, seed):
   if own == 'images':
     own = os.path.abspath(paths.local(config.data.path, '--config.data.path'))
   sources = external_images.name_sets(settings.against, 'against', corruptions.NAMES, _OWN)
-  test, train = (data.load_source(config.data, split) for split in ('test', 'train'))
-  if len(train) < _MIN_TRAIN:
-    raise UserError(f'{len(train)} training images are too few to fit the scores on: there must be {_MIN_TRAIN}')
-  sets = {'test': test.read(np.arange(min(settings.num_examples, len(test))))}
+
+  def choose(count):
+    if count < _MIN_TRAIN:
+      raise UserError(f'{count} training images are too few to fit the scores on: there must be {_MIN_TRAIN}')
+    return np.sort(np.random.default_rng(seed).permutation(count)[: max(settings.num_examples, _MIN_TRAIN)])
+
+  sets = {'test': data.load_some(config.data, 'test', data.first(settings.num_examples)).examples}
+  fitted_on = data.load_some(config.data, 'train', choose).examples
   for name, where in sources.items():
     if name in corruptions.NAMES:
       sets[name] = corruptions.corrupt(name, sets['test'], seed)
     else:
-      source = external_images.load_elsewhere(config.data, where, 'against', corruptions.NAMES)
-      sets[name] = source.read(np.arange(min(settings.num_examples, len(source))))
-  chosen = np.random.default_rng(seed).permutation(len(train))[: max(settings.num_examples, _MIN_TRAIN)]
-  return sets, train.read(np.sort(chosen)), {'test': own, **sources}
+      found = external_images.load_elsewhere(config.data, where, 'against', settings.num_examples, corruptions.NAMES)
+      sets[name] = found.examples
+  return sets, fitted_on, {'test': own, **sources}
 
 
 def _inputs(sets, sources, fitted_on, log_z, seed, step):

@@ -111,7 +111,7 @@ class LoadTest(ExternalImagesTest):
   def load(self, where, num_channels=1, flag='images', **changes):
     data = digits.get_config().data
     data.update({'image_size': 4, 'num_channels': num_channels} | changes)
-    return external_images.load_elsewhere(data, where, flag, ('noise',))
+    return external_images.load_elsewhere(data, where, flag, 100, ('noise',))
 
   def write(self, name, *shape, value=77):
     os.makedirs(os.path.dirname(name) or '.', exist_ok=True)
@@ -125,7 +125,7 @@ class LoadTest(ExternalImagesTest):
     np.testing.assert_array_equal(
       source.read(np.arange(2)), np.array([60, 50])[:, None, None, None] + np.zeros((4, 4, 3))
     )
-    self.assertIn('mixes 1 grey and 1 colour images: all are used in colour', ''.join(logs.output))
+    self.assertIn('mixes grey and colour images: all are used in colour', ''.join(logs.output))
     self.assertEqual(self.load('a').read(np.arange(2)).shape, (2, 4, 4, 1))
 
   def test_all_of_a_folder_is_read_and_damaged_images_left_out_whatever_the_runs_own_data_need(self):

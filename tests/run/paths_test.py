@@ -68,7 +68,7 @@ class PathsTest(parameterized.TestCase):
       self.assertEqual(inpaint._load_mask('~/folder/mask.png', (4, 4), 0)[0], 'mask')
       config = testing.digits_config()
       config.data.image_size = 4
-      self.assertLen(external_images.load_elsewhere(config.data, '~/folder/mask.png', 'images'), 1)
+      self.assertLen(external_images.load_elsewhere(config.data, '~/folder/mask.png', 'images', 5), 1)
 
 
 @testing.long
