@@ -1,6 +1,9 @@
 """A trained model as an object: what scripts and notebooks use. The functions underneath take everything explicitly."""
 
 import functools
+import logging
+import os
+import time
 from typing import Any
 
 from flax import struct
@@ -8,35 +11,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import config as config_lib
 from diffusion_ebm import (
+  arguments,
   generate,
   inpainting,
   interpolation,
   langevin,
   marginal_density,
   noise_levels,
-  preprocessing,
   random_keys,
   recovery,
   sampling,
   trained,
 )
+from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.networks import spectral_norm
-from diffusion_ebm.run import paths
+from diffusion_ebm.run import compilation, paths
 from diffusion_ebm.run.errors import UserError
 from diffusion_ebm.sampling import Settings
+
+_log = logging.getLogger(__name__)
 
 
 class DiffusionEBM(struct.PyTreeNode):
   """A sequence of trained energy-based models, t = 0 (nearly clean) .. T-1 (nearly white noise).
 
   Made by `load` or `from_parameters`. Images are uint8, or float in [-1, 1]; results are float32 in [-1, 1]. Vectors
-  are float and unbounded. Every method may be called inside `jax.jit`, and the object passed to a jitted function: it
-  is a tree whose leaves are the weights of `ebm` and `log_z`. Where a method draws, result number i depends on the key
-  and on i alone.
+  are unbounded. Where a method draws, result number i depends on the key and on i alone.
+
+  Every method but `load_image` may be called inside `jax.jit`, and the object passed to a jitted function: it is a tree
+  whose leaves are the weights of `ebm` and `log_z`. There types and shapes of arguments are checked, but not values,
+  which are not known.
 
   `x` at level t means `x_t = abar_t x + sbar_t eps`, data with the noise of that level (`diffuse` makes it). At level 0
   there is a little, sigma 0.01.
@@ -58,6 +65,32 @@ class DiffusionEBM(struct.PyTreeNode):
     """T."""
     return self.ebm.levels.num_models
 
+  def load_image(self, image) -> np.ndarray:
+    """Brings a picture of your own into the model's shape, by the same decoding as that of training images.
+
+    It is turned upright, laid over white where it is transparent, cut to its middle square, resized, and turned grey
+    where the model is.
+
+    Args:
+      image: the path of an image file, a PIL image, or a uint8 array (H, W) or (H, W, C) of any size; or a list of
+        these.
+
+    Returns:
+      uint8 (H, W, C); of a list (B, H, W, C).
+
+    Raises:
+      UserError: there is no such file, it cannot be read as an image, or the model is of vectors.
+    """
+    if len(self.shape) == 1:
+      raise UserError(f'the model is of vectors ({self.shape[0]} numbers), not of images: load one that is')
+    from diffusion_ebm.data import own_image  # only here, so that the package is imported quickly
+
+    if isinstance(image, list | tuple):
+      if not image:
+        raise UserError('the list of images is empty')
+      return np.stack([self.load_image(each) for each in image])
+    return own_image.load(image, self.shape[0], self.shape[2])
+
   # Drawing.
 
   def sample(self, key, n: int) -> jax.Array:
@@ -71,12 +104,11 @@ class DiffusionEBM(struct.PyTreeNode):
       float32 (n, *shape).
 
     Raises:
-      UserError: n is too small.
+      UserError: an argument is wrong.
 
     Source: Gao et al. 2021, algorithm 2.
     """
-    _at_least('n', n, 1)
-    return self._sample(key, n)
+    return self._sample(arguments.random_key(key), arguments.integer('n', n, 1))
 
   def conditional_sample(self, key, x_noisy, level) -> jax.Array:
     """Draws `x_t` given the noisier `x_{t+1}`: one step down the levels, undoing a little noise.
@@ -90,12 +122,12 @@ class DiffusionEBM(struct.PyTreeNode):
       float32 (B, *shape), unclipped, as above level 0 it must be.
 
     Raises:
-      UserError: the shape or the level is wrong.
+      UserError: an argument is wrong.
 
     Source: Gao et al. 2021, algorithm 1, lines 4-6.
     """
-    x_noisy = self._examples(x_noisy)
-    return self._conditional_sample(key, x_noisy, self._level(level, len(x_noisy)))
+    key, x_noisy = arguments.random_key(key), self._noisy(x_noisy, 'x_noisy')
+    return self._conditional_sample(key, x_noisy, self._level(level, x_noisy))
 
   def inpaint(self, key, image, mask, n: int = 1, num_repeats: int = 4) -> jax.Array:
     """Draws the hidden pixels of an image given the others.
@@ -111,23 +143,14 @@ class DiffusionEBM(struct.PyTreeNode):
       float32 (n, *shape); where known, exactly the image.
 
     Raises:
-      UserError: the shape of image or mask is wrong, or a number too small.
+      UserError: an argument is wrong.
 
     Source: Gao et al. 2021, section 4; `diffusion_ebm.inpainting`.
     """
-    _at_least('n', n, 1)
-    _at_least('num_repeats', num_repeats, 1)
-    image = jnp.asarray(image)
-    if image.shape != self.shape:
-      raise UserError(f'image has shape {image.shape}, not {self.shape}')
-    mask = jnp.asarray(mask)
-    if mask.dtype != bool:
-      raise UserError(f'mask is {mask.dtype}, not bool: True where pixels are hidden')
-    if mask.shape not in (self.shape, self.shape[:2]):
-      raise UserError(f'mask has shape {mask.shape}, not {self.shape[:2]} as the image')
-    if mask.ndim < image.ndim:
-      mask = mask[..., None]
-    return self._inpaint(key, _to_float(image), jnp.broadcast_to(mask, self.shape), n, num_repeats)
+    key, n = arguments.random_key(key), arguments.integer('n', n, 1)
+    num_repeats = arguments.integer('num_repeats', num_repeats, 1)
+    image, mask = arguments.image_and_mask(image, mask, self.shape)
+    return self._inpaint(key, image, mask, n, num_repeats)
 
   def interpolate(self, key, a: int, b: int, n: int) -> jax.Array:
     """Goes from sample number a to sample number b of `sample(key, ...)` along the sphere of their noise.
@@ -142,14 +165,12 @@ class DiffusionEBM(struct.PyTreeNode):
       float32 (n, *shape).
 
     Raises:
-      UserError: a number is too small.
+      UserError: an argument is wrong.
 
     Source: Gao et al. 2021, section 4; `diffusion_ebm.interpolation`.
     """
-    _at_least('a', a, 0)
-    _at_least('b', b, 0)
-    _at_least('n', n, 2)
-    return self._interpolate(key, a, b, n)
+    a, b = arguments.integer('a', a, 0), arguments.integer('b', b, 0)
+    return self._interpolate(arguments.random_key(key), a, b, arguments.integer('n', n, 2))
 
   def diffuse(self, key, x, level) -> jax.Array:
     """Data with the noise of a level: `x_t = abar_t x + sbar_t eps`.
@@ -163,10 +184,11 @@ class DiffusionEBM(struct.PyTreeNode):
       float32 (B, *shape).
 
     Raises:
-      UserError: the shape or the level is wrong.
+      UserError: an argument is wrong.
     """
-    x = self._examples(x)
-    return self._diffuse(key, x, self._level(level, len(x), self.num_levels + 1))
+    x = arguments.examples('x', x, self.shape, arguments.DATA_BOUND)
+    level = arguments.level(level, len(x), self.num_levels + 1)
+    return self._diffuse(arguments.random_key(key), x, level)
 
   # Densities.
 
@@ -181,15 +203,15 @@ class DiffusionEBM(struct.PyTreeNode):
       float32 (B,), in nats: `-f(y_t, t) / s_t^2 - D log a_{t+1}`, of `y_t = a_{t+1} x_t`.
 
     Raises:
-      UserError: the shape or the level is wrong.
+      UserError: an argument is wrong.
     """
-    x = self._examples(x)
-    return self._energy(x, self._level(level, len(x)))
+    x = self._noisy(x)
+    return self._energy(x, self._level(level, x))
 
   def score(self, x, level) -> jax.Array:
     """The score of `x_t`, the gradient of its log density: minus that of the energy; as of `energy`, like `x`."""
-    x = self._examples(x)
-    return self._score(x, self._level(level, len(x)))
+    x = self._noisy(x)
+    return self._score(x, self._level(level, x))
 
   def log_prob(self, x, level=0) -> jax.Array:
     """The log density of `x_t`, once the model is normalised.
@@ -202,12 +224,12 @@ class DiffusionEBM(struct.PyTreeNode):
       float32 (B,), in nats.
 
     Raises:
-      UserError: the shape or the level is wrong, or `log Z` of a level is not known.
+      UserError: an argument is wrong, or `log Z` of a level is not known.
     """
     if self.log_z is None:
       raise UserError('log Z is not known: run python main.py --mode=density --workdir=DIR first, then load again')
-    x = self._examples(x)
-    level = self._level(level, len(x))
+    x = self._noisy(x)
+    level = self._level(level, x)
     if not isinstance(level, jax.core.Tracer) and not isinstance(self.log_z, jax.core.Tracer):
       for t in np.unique(level):
         if not np.isfinite(self.log_z[t]):
@@ -259,39 +281,22 @@ class DiffusionEBM(struct.PyTreeNode):
   def _clipped(self, x):
     return jnp.clip(x, -1, 1) if len(self.shape) > 1 else x
 
-  def _examples(self, x):
-    x = jnp.asarray(x)
-    if x.shape[1:] != self.shape or x.ndim != len(self.shape) + 1:
-      raise UserError(f'x has shape {x.shape}, not (B, {", ".join(map(str, self.shape))})')
-    return _to_float(x)
+  def _noisy(self, x, name='x'):
+    return arguments.examples(name, x, self.shape, arguments.NOISY_BOUND)
 
-  def _level(self, level, batch, count=None):
-    """The level of each example."""
-    count = self.num_levels if count is None else count
-    if not isinstance(level, jax.core.Tracer):
-      level = np.asarray(level)
-      if not np.issubdtype(level.dtype, np.integer) or level.shape not in ((), (batch,)):
-        raise UserError(f'level is {level}, neither an integer nor one for each of {batch} examples')
-      if np.any((level < 0) | (level >= count)):
-        raise UserError(f'level {level} is out of range: the levels are 0 to {count - 1}')
-    return jnp.broadcast_to(level, (batch,))
+  def _level(self, level, x):
+    return arguments.level(level, len(x), self.num_levels)
 
 
 def _keys(key, n):
   return random_keys.example_keys(key, jnp.arange(n))
 
 
-def _to_float(x):
-  return preprocessing.to_unit_range(x) if x.dtype == jnp.uint8 else x.astype(jnp.float32)
-
-
-def _at_least(name, value, low):
-  if value < low:
-    raise UserError(f'{name} is {value}, but must be at least {low}')
-
-
 def load(workdir: str, step: int | None = None, config=None) -> DiffusionEBM:
   """Loads a trained model.
+
+  Programs that are compiled from then on are kept for the next process, in the cache of the command line, unless
+  `jax_compilation_cache_dir` names another.
 
   Args:
     workdir: of a training job.
@@ -302,15 +307,18 @@ def load(workdir: str, step: int | None = None, config=None) -> DiffusionEBM:
     The model, with `log_z` where `--mode=density` has been run on this checkpoint.
 
   Raises:
-    UserError: there is no such checkpoint, or the configuration is wrong or that of another run.
+    UserError: there is no such checkpoint (said at once), or the configuration is wrong or that of another run.
   """
-  workdir = paths.workdir(workdir)
+  workdir, began = paths.workdir(os.fspath(workdir)), time.monotonic()
+  step = None if step is None else arguments.integer('step', step, 0)
+  compilation.use_cache()
   if config is None:
     config = config_lib.load(workdir)
     if config is None:
       raise UserError(f'{workdir} holds no run: train first, with --mode=train and the same --workdir')
   config, ebm, shape, step = trained.load(config, workdir, step)
   log_z = trained.log_z(workdir, step, ebm.levels.num_models)
+  _log.info('loaded in %.1f s; each method is compiled when it is first called', time.monotonic() - began)
   return DiffusionEBM(jax.device_put(ebm, jax.local_devices()[0]), log_z, shape, generate.settings(config))
 
 
@@ -333,7 +341,7 @@ def from_parameters(config, params, spectral=None, log_z=None) -> DiffusionEBM:
   config = config_lib.resolve(config)
   config_lib.check(config, 1)
   model = model_lib.build(config)
-  expected, given = (jax.tree.map(jnp.shape, tree) for tree in (model.state.params, params))
+  expected, given = (jax.tree.map(jnp.shape, tree) for tree in (model.abstract_state.params, params))
   if expected != given:
     raise UserError('the parameters are not those of the network that config.model describes: names or shapes differ')
   weights = params
