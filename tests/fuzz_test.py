@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import tarfile
 import tempfile
 import types
 from unittest import mock
@@ -27,7 +28,7 @@ from configs import default, digits, toy2d
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import networks, noise_levels, optimizer, train_step
 from diffusion_ebm.data import load_source
-from diffusion_ebm.evaluate import feature_statistics, inception_weights
+from diffusion_ebm.evaluate import feature_statistics, inception_weights, scores
 from diffusion_ebm.run import checkpoints, paths
 from diffusion_ebm.run.errors import UserError
 from tests import forks, testing
@@ -83,6 +84,31 @@ _PATH_PARTS = st.one_of(
   st.sampled_from(['run', '~', '..', 'ch=[1,2]', 'a b', 'ä', '日本', '-x', 'a*', 'x?', 'b\\c', "it's", '%20', '$HOME']),
   st.text(min_size=1, max_size=6).filter(lambda text: '/' not in text),
 )
+_DTYPES = ['f4', 'f8', 'f2', '>f8', 'i4', 'u1', '?', 'c8', 'U1']
+_SHAPES = st.sampled_from([(2,), (2, 2), (3,), (3, 3), (5, 2), (1, 2), (0, 2), (), (2, 1)])
+_ARRAYS = st.builds(
+  lambda shape, dtype, seed, scale: (scale * np.random.default_rng(seed).normal(size=shape)).astype(dtype),
+  _SHAPES,
+  st.sampled_from(_DTYPES),
+  st.integers(0, 5),
+  st.sampled_from([0.0, 1.0, 1e-30, 1e30, np.inf, np.nan]),
+) | st.builds(lambda seed: np.cov(np.random.default_rng(seed).normal(size=(2, 9))), st.integers(0, 5))
+_ODD_FLAGS = [
+  '--config.train={}',
+  "--config.data={'name': 3}",
+  '--config.model=None',
+  '--config.eval.statistics=None',
+  '--config.model.ch_mult=None',
+  '--config=configs/digits.py:x',
+  '--config=None',
+  '--step=None',
+  '--seed=1e3',
+  '--num_samples=',
+  '--against=a=b,c=',
+  '--mask=',
+  '--flagfile=/dev/null',
+  '--workdir=~/[x]',
+]
 KEYS = sorted(key for key, _ in config_lib._flatten(default.get_config().to_dict()))
 
 
@@ -135,6 +161,16 @@ def encoded_images():
 
 
 IMAGES = list(encoded_images())
+
+
+def tar(images):
+  buffer = io.BytesIO()
+  with tarfile.open(fileobj=buffer, mode='w') as file:
+    for number, image in enumerate(images):
+      info = tarfile.TarInfo(f'train/{number}.png')
+      info.size = len(image)
+      file.addfile(info, io.BytesIO(image))
+  return buffer.getvalue()
 
 
 def archive(images):
@@ -194,7 +230,8 @@ class FuzzTest(absltest.TestCase):
         args.pop()
         with open(os.path.join(workdir, 'config.json'), 'wb') as file:
           file.write(damaged(data.draw, saved))
-      text = data.draw(st.sampled_from(['', '', ')', 'x', '--', '1e', "'"]))
+      text = data.draw(st.sampled_from(['', '', ')', 'x', '--', '1e', "'", 'None']))
+      args += data.draw(st.lists(st.sampled_from(_ODD_FLAGS), max_size=2))
       waves.append(
         [
           {
@@ -212,7 +249,12 @@ class FuzzTest(absltest.TestCase):
       self.assertEqual(result[0], 2, (wave, result[1]))
       self.assertRegex(result[1], r'\Aerror: [^\n]*\n\Z', wave)
 
-  @fuzz(40, content=damage([*IMAGES, archive(IMAGES[:2])]), zipped=st.booleans(), channels=st.sampled_from([1, 3]))
+  @fuzz(
+    40,
+    content=damage([*IMAGES, archive(IMAGES[:2]), tar(IMAGES[:2])]),
+    zipped=st.booleans(),
+    channels=st.sampled_from([1, 3]),
+  )
   def test_images_and_archives_are_read_left_out_or_refused(self, content, zipped, channels):
     path = os.path.join(tempfile.mkdtemp(dir=self.folder), 'images')
     if zipped:
@@ -365,6 +407,46 @@ class FuzzTest(absltest.TestCase):
           self.assertIsNone(re.search(r'\n', str(error)))
 
     read(self)
+
+  @fuzz(100, arrays=st.dictionaries(st.sampled_from(['mu', 'sigma', 'pool_3', 'arr_0']), _ARRAYS))
+  def test_statistics_of_any_arrays_are_moments_or_refused(self, arrays):
+    path = os.path.join(self.folder, 'statistics.npz')
+    np.savez(path, **arrays)
+    try:
+      mean, covariance = feature_statistics.load_given(path, 2)
+    except UserError as error:
+      self.assertNotIn('\n', str(error))
+      return
+    self.assertEqual((mean.shape, covariance.shape), ((2,), (2, 2)))
+    distance = scores.frechet_distance(mean, covariance, np.zeros(2), np.eye(2))
+    self.assertTrue(np.isfinite(distance) and distance >= 0)
+
+  @fuzz(
+    25,
+    name=st.sampled_from(sorted(inception_weights._shapes())),
+    kind=st.sampled_from(['drop', 'rename', 'nan', 'transpose', 'flatten', 'scalar', 'cut', 'negative', 'text']),
+  )
+  def test_weights_of_other_shapes_or_values_are_refused_by_name(self, name, kind):
+    arrays = {each: np.broadcast_to(np.float32(0.5), shape) for each, shape in inception_weights._shapes().items()}
+    good = arrays.pop(name)
+    if kind != 'drop':
+      arrays[name + 'x' if kind == 'rename' else name] = {
+        'rename': good,
+        'nan': np.where(np.arange(good.size) == good.size - 1, np.nan, good.ravel()).reshape(good.shape),
+        'transpose': good.T if good.shape != good.T.shape else good[None],
+        'flatten': good.ravel() if good.ndim > 1 else good[None],
+        'scalar': good.ravel()[0],
+        'cut': good[:-1],
+        'negative': -good if name.endswith('.running_var') else good[:0],
+        'text': np.full(good.shape, 'x'),
+      }[kind]
+    with (
+      mock.patch.object(inception_weights, 'read_torch', return_value=arrays),
+      self.assertRaisesRegex(UserError, r'\A\S+ cannot be read as Inception weights \(.*\): [^\n]*\Z') as caught,
+    ):
+      inception_weights.load('weights.pth')
+    if kind not in ('scalar', 'text'):
+      self.assertIn(name, str(caught.exception))
 
 
 if __name__ == '__main__':
