@@ -80,6 +80,9 @@ def _connect():
 
 
 def main():
+  for name in ('stdout', 'stderr'):
+    if getattr(sys, name) is None:  # closed by whoever starts the command
+      setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))  # noqa: SIM115
   logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.WARNING, force=True)
   logging.getLogger('diffusion_ebm').setLevel(logging.INFO)
   logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax explains itself there, at length

@@ -127,6 +127,15 @@ class PipeTest(absltest.TestCase):
     self.assertEqual((result.returncode, result.stderr), (-signal.SIGPIPE, ''))
 
   @testing.long
+  def test_a_job_goes_on_where_nobody_ever_read(self):
+    workdir = self.enterContext(tempfile.TemporaryDirectory())
+    testing.save_first_state(testing.toy2d_config(), workdir)
+    command = f'exec {sys.executable} {MAIN} --workdir={workdir} --mode=sample --num_samples=4 >&- 2>&-'
+    result = subprocess.run(['bash', '-c', command], env=os.environ | {'JAX_PLATFORMS': 'cpu'}, check=False)
+    self.assertEqual(result.returncode, 0)
+    self.assertIn('samples_0.npz', os.listdir(os.path.join(workdir, 'samples')))
+
+  @testing.long
   def test_a_job_goes_on(self):
     workdir = self.enterContext(tempfile.TemporaryDirectory())
     testing.save_first_state(testing.toy2d_config(), workdir)
