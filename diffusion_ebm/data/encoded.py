@@ -89,8 +89,7 @@ def decode_all(decode, count, shape, num_workers, keep):
     keep: whether to keep the images, or only to see that they can be decoded.
 
   Returns:
-    (uint8 (N, H, W, C) or None, {number: exception} of those that cannot be decoded; their pixels
-    are arbitrary).
+    (uint8 (N, H, W, C) or None, {number: exception} of those that cannot be decoded; their pixels are arbitrary).
 
   Raises:
     UserError: `decode` raised one: it is not about a single image.
@@ -117,16 +116,22 @@ def decode_all(decode, count, shape, num_workers, keep):
 
   pool, progress = concurrent.futures.ThreadPoolExecutor(num_workers), Progress('reading images', count, unit='image')
   try:
-    left, shown = {pool.submit(work, task) for task in range(len(starts))}, 0
-    while left:
-      finished, left = concurrent.futures.wait(left, _SECONDS_BETWEEN_LOOKS, concurrent.futures.FIRST_EXCEPTION)
-      for task in finished:
-        task.result()
-      progress.update(int(done.sum()) - shown)
-      shown = int(done.sum())
-      progress.line(always=False)
+    _wait({pool.submit(work, task) for task in range(len(starts))}, done, progress)
   finally:
     stopped.set()  # an interrupt does not wait for the rest
     pool.shutdown(cancel_futures=True)
     progress.close()
   return images, dict(sorted(failures.items()))
+
+
+def _wait(tasks, done, progress):
+  """Waits for tasks, each of which counts in `done` what it has done; raises what one of them raises."""
+  shown = 0
+  while tasks:
+    finished, tasks = concurrent.futures.wait(tasks, _SECONDS_BETWEEN_LOOKS, concurrent.futures.FIRST_EXCEPTION)
+    for task in finished:
+      task.result()
+    so_far = int(done.sum())
+    progress.update(so_far - shown)
+    progress.line(always=False)
+    shown = so_far

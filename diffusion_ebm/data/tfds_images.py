@@ -56,9 +56,8 @@ def load(data, split, choose=None):
   numbers = np.arange(len(examples)) if choose is None else choose(len(examples))
   if choose is None and not encoded.fits_memory(len(examples), shape, data.max_memory_gb):
     return encoded.on_demand(read, numbers, shape, find_labels, data.num_workers, classes=classes)
-  images, failures = encoded.decode_all(
-    lambda row: read(numbers[row]), len(numbers), shape, data.num_workers, keep=True
-  )
+  read_row = lambda row: read(numbers[row])  # noqa: E731
+  images, failures = encoded.decode_all(read_row, len(numbers), shape, data.num_workers, keep=True)
   if failures:
     raise next(iter(failures.values()))
   return ArraySource(images, labels[numbers] if label else None, classes)
