@@ -56,6 +56,7 @@ def load(config, workdir: str, step: int | None = None) -> Trained:
   checkpoints.check_any(workdir, step)
   doing('building the network')
   model = model_lib.build(config)
+  _log.info('reading the %s', 'newest checkpoint' if step is None else f'checkpoint of step {step}')
   return Trained(config, *read(model, workdir, step))
 
 
@@ -70,7 +71,6 @@ def check(config, workdir: str) -> ml_collections.ConfigDict:
 
 def read(model: model_lib.Model, workdir: str, step: int | None = None) -> tuple[Ebm, tuple[int, ...], int]:
   """`(ebm, shape, step)` of a checkpoint, as of `Trained`, for a model that has been built before."""
-  doing('reading the checkpoint')
   manager = checkpoints.open_for_reading(workdir)
   try:
     state, _ = checkpoints.restore(manager, model.abstract_state, step, lacking=older_versions.LACKING)

@@ -228,6 +228,7 @@ class EvaluationTest(absltest.TestCase):
     with self.assertRaisesRegex(UserError, 'for other features'):
       evaluate.run(eval_config(statistics=path), self.workdir, step=4)
 
+  @testing.long
   def test_of_a_few_images_there_are_the_scores_that_a_few_allow(self):
     load = data.load_source
 

@@ -75,6 +75,7 @@ class OwnImagesTest(absltest.TestCase):
         train.run(config, workdir)
       self.assertCountEqual(os.listdir(os.path.join(workdir, 'data')), ['summary.json', 'training_images.png'])
 
+  @testing.long
   def test_a_disk_without_room_for_it_does_not_end_the_run(self):
     with mock.patch('diffusion_ebm.data.kept.keep', side_effect=OSError(28, 'No space left on device')):
       lines = self.train()
@@ -93,6 +94,7 @@ class OwnImagesTest(absltest.TestCase):
       train.run(config, self.workdir)
     self.assertIn('12 training images, 4x4', lines)
 
+  @testing.long
   def test_a_run_in_the_folder_of_its_images_reads_no_results(self):
     os.rename(os.path.join(self.path, 'train'), os.path.join(self.path, 'cats'))
     shutil.rmtree(os.path.join(self.path, 'test'))
@@ -130,6 +132,7 @@ class OwnImagesTest(absltest.TestCase):
       lines = self.train(path=path, workdir=os.path.join(self.root, f'run {count}'))
       self.assertIn(said, '\n'.join(lines))
 
+  @testing.long
   def test_sampling_decodes_what_it_shows(self):
     folders.write(self.path, {f'train/more {n}.png': folders.encode(n) for n in range(50)})
     config = testing.images_config(self.path)

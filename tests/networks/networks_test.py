@@ -239,6 +239,7 @@ class NanTest(parameterized.TestCase):
       np.testing.assert_array_equal(np.any(score, 1), expected)
       np.testing.assert_array_equal(np.all(score, 1), expected)
 
+  @testing.long
   def test_energy_and_score_of_the_residual_network_are_nan(self):
     self.check(make_resnet(), (16, 16, 3), batches=(4,))
 

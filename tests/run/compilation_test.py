@@ -76,6 +76,7 @@ class CompilationTest(absltest.TestCase):
       with self.assertWarnsRegex(UserWarning, 'Error reading persistent compilation cache'):
         self.compile_beside(folder)
 
+  @testing.long
   def test_a_cache_that_cannot_be_written_does_no_harm(self):
     with self.assertWarnsRegex(UserWarning, 'persistent compilation cache'):
       self.compile_beside('/dev/null/cache')
