@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_ebm.run import compilation
+from tests import testing
 
 
 class CompilationTest(absltest.TestCase):
