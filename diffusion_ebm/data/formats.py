@@ -5,6 +5,9 @@ import re
 # What `kind` and `unreadable` need of a file.
 MAGIC_BYTES = 64
 
+# What `unreadable` says where it has nothing else to say.
+NOT_AN_IMAGE = 'not an image'
+
 # The formats that are read, by Pillow's names, each with a signature that neither chance nor a text hits. Left out is
 # what runs other programs (PostScript) or has no signature (Targa), and what is more or less than a picture: textures,
 # icons, documents, measurements. A JPEG of several pictures (MPO) is a JPEG.
@@ -72,4 +75,4 @@ def unreadable(name: str, prefix: bytes) -> str:
   suffix = name.rpartition('.')[2].lower()
   by_content = [what for what, (signature, _) in _OTHERS.items() if re.match(signature, prefix, re.DOTALL)]
   by_name = [what for what, (_, suffixes) in _OTHERS.items() if suffix in suffixes.split()]
-  return (by_content + by_name + ['not an image'])[0]
+  return (by_content + by_name + [NOT_AN_IMAGE])[0]
