@@ -164,7 +164,7 @@ def _check(names, unpacked, path):
   """Refuses what no archive of images holds. Nothing is ever unpacked to the disk."""
   for name in names:
     parts = name.replace('\\', '/').split('/')
-    if '..' in parts or os.path.isabs(name) or ':' in parts[0]:
+    if '..' in parts or os.path.isabs(name) or re.match('[A-Za-z]:', name):
       raise UserError(
         f"{path} holds '{name}', a name that leads out of the archive: do not trust it; fetch the "
         'images from elsewhere, or pack them again'

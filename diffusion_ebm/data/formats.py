@@ -53,6 +53,7 @@ _OTHERS = {
   'document with layers: export it as PNG': (rb'8BPS|gimp xcf', 'kra psb psd xcf'),
   'high dynamic range: convert it to PNG': (rb'v/1\x01|#\?R|P[Ff]\s', 'exr hdr pfm'),
   'texture or icon: convert it to PNG': (rb'DDS |\x00\x00[\x01\x02]\x00|icns', 'cur dds icns ico ktx tga'),
+  'in iCloud alone: download it': (rb'(?!)', 'icloud'),
   'array: save its images as PNG': (rb'\x93NUMPY|\x89HDF|SIMPLE  =|PAR1', 'fits h5 hdf5 mat npy npz parquet pkl'),
 }
 

@@ -226,7 +226,7 @@ def _check(inventory, layout, data, split):
   if not any(file.kind or file.is_damaged for file in inventory.files):
     parts = [in_words(reasons(inventory.files))]
     if inventory.hidden:
-      parts.append(f'{inventory.hidden:,} hidden, which are passed over')
+      parts.append(f'{inventory.hidden:,} hidden (passed over)')
     if inventory.workdirs:
       parts.append(f'the workdir of a run, which is not read: {some(inventory.workdirs)}')
     has = ', '.join(filter(None, parts))

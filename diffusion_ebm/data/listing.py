@@ -52,7 +52,8 @@ class Files(NamedTuple):
 
 def is_hidden(part: str) -> bool:
   """Whether a file or folder of that name is passed over."""
-  return part.startswith('.') or part.lower() in _HIDDEN
+  # Of an image that lies in iCloud alone, `.NAME.icloud` is left: it is missing, and counted.
+  return part.startswith('.') and not part.endswith('.icloud') or part.lower() in _HIDDEN
 
 
 def utc(microseconds: int) -> str:

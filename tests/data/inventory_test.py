@@ -34,6 +34,12 @@ _SETS = {
     [],
     {'.heic': 2, '.mov': 1, '.aae': 1},
   ),
+  'a phone whose pictures are elsewhere': (
+    {'1.jpg': JPEG, '.2.jpg.icloud': b'bplist00', 'a/.3.HEIC.icloud': b'bplist00'},
+    ['1.jpg'],
+    [],
+    {'.icloud': 2},
+  ),
   'HEIC called JPEG': ({'1.jpg': JPEG, '2.jpg': HEIC}, ['1.jpg'], ['2.jpg'], {}),
   'JPEG called HEIC': ({'1.heic': JPEG}, ['1.heic'], [], {}),
   'a scanner': ({'a.tif': TIFF, 'b.pdf': b'%PDF-1.7', 'c.TIFF': TIFF}, ['a.tif', 'c.TIFF'], [], {'.pdf': 1}),
@@ -165,7 +171,7 @@ class InventoryTest(parameterized.TestCase):
     self.assertEqual(found.hidden, 6)
 
   def test_only_hidden_files_is_said(self):
-    message = r'DIR/photos holds no images \(.*\); it holds 1 \.txt, 2 hidden, which are passed over: set'
+    message = r'DIR/photos holds no images \(.*\); it holds 1 \.txt, 2 hidden \(passed over\): set'
     self.refused(message, {'.a.png': PNG, '@eaDir/a.png': PNG, 'b.txt': b'x'})
 
   @parameterized.parameters('Thumbs.db', 'thumbs.db', '.DS_Store', '._a.png', '$RECYCLE.BIN')
@@ -195,6 +201,7 @@ class InventoryTest(parameterized.TestCase):
       'new\nline.png',
       'b\\c.png' if pack is folders.write else 'bc.png',
       "it's (1) [x].png",
+      'Screenshot 10:30:00.png',
       'ü' * 80 + '.png',
     ]
     if pack is folders.write:
