@@ -129,6 +129,7 @@ def _files(path, entries, open_entry, head):
     names,
     hidden,
     workdirs,
+    [],
     lambda name: head(name, use(name, lambda file, size: file.read(decode.MAGIC_BYTES))),
     lambda name: use(name, listing.read_bounded),
   )

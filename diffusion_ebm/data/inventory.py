@@ -69,6 +69,7 @@ class Inventory:
     files: by name.
     hidden: how many files and folders were passed over as hidden.
     workdirs: folders that were passed over as workdirs of runs.
+    links: links that were passed over as their folders are read under another name.
     read: (name) -> bytes, as of `listing.Files`.
   """
 
@@ -76,6 +77,7 @@ class Inventory:
   files: tuple[File, ...]
   hidden: int
   workdirs: tuple[str, ...]
+  links: tuple[str, ...]
   read: Callable
 
   def of(self, split: str) -> list[File]:
@@ -121,7 +123,7 @@ def take(data, split: str) -> Inventory:
   layout = splits.find([file.name for file in found if file.kind or file.is_damaged], data.train_split, data.test_split)
   place = functools.cache(layout.place)
   found = tuple(_place(file, place, data.test_fraction) for file in found)
-  inventory = Inventory(files.path, found, files.hidden, tuple(files.workdirs), files.read)
+  inventory = Inventory(files.path, found, files.hidden, tuple(files.workdirs), tuple(files.links), files.read)
   _check(inventory, layout, data, split)
   if split == 'train':
     _remark(inventory, layout, data)
@@ -259,6 +261,9 @@ def _remark(inventory, layout, data):
   if inventory.workdirs:
     are = 'is the workdir of a run' if len(inventory.workdirs) == 1 else 'are workdirs of runs'
     _log.warning('%s: %s %s, whose images are not data', shown, some(inventory.workdirs), are)
+  if inventory.links:
+    text = '%s: links to folders that are read under another name are left out (%s): put the folders there instead'
+    _log.warning(text, shown, some(inventory.links))
   if layout.unused:
     text = (
       '%s: folders that are called like splits are not used as such (%s): call them train and test, side by side, or '

@@ -38,6 +38,7 @@ class Files(NamedTuple):
     names: sorted paths inside of it, with '/' between the parts.
     hidden: how many files and folders were passed over because they are hidden, or the system's own.
     workdirs: folders that were passed over because they are workdirs of runs, whose images are results.
+    links: links to folders that were passed over because these are read under another name.
     head: (name) -> `Head`; may be called from several threads. Raises an exception where the file cannot be read.
     read: (name) -> bytes; likewise. Raises a UserError where the file was there and cannot be reached any more.
   """
@@ -46,6 +47,7 @@ class Files(NamedTuple):
   names: list[str]
   hidden: int
   workdirs: list[str]
+  links: list[str]
   head: Callable
   read: Callable
 

@@ -227,6 +227,17 @@ class InventoryTest(parameterized.TestCase):
     self.assertEqual(self.used(found), ['a/1.png', 'link.png'])
     self.assertEqual([file.name for file in found.files if file.is_damaged], ['loose.jpg', 'self.png'])
 
+  def test_links_to_folders_that_are_read_already_are_named(self):
+    folders.write(self.path, {'all/cat/1.png': PNG, 'all/dog/2.png': PNG})
+    for split, name in (('train', 'cat'), ('test', 'dog')):
+      os.mkdir(os.path.join(self.path, split))
+      os.symlink(os.path.join(self.path, 'all', name), os.path.join(self.path, split, name))
+    os.symlink(self.path, os.path.join(self.path, 'all', 'round'))
+    said = self.said(None)
+    self.assertIn('under another name are left out (test/dog, train/cat): put the folders there instead', said)
+    self.assertEqual(self.used(self.take()), ['all/cat/1.png', 'all/dog/2.png'])
+    self.assertEqual(self.take().links, ('test/dog', 'train/cat'))
+
   def test_pipes_are_not_opened(self):
     folders.write(self.path, {'a.png': PNG})
     for name in ('b.png', 'pipe'):
