@@ -6,7 +6,7 @@ import tarfile
 import threading
 import zipfile
 
-from diffusion_ebm.data import decode, listing
+from diffusion_ebm.data import decode, formats, listing
 from diffusion_ebm.run import workdir
 from diffusion_ebm.run.errors import UserError
 
@@ -45,7 +45,11 @@ def list_archive(path: str) -> listing.Files:
         raise UserError(f'{path} is packed by {packing}, out of which single images cannot be read: {_UNPACK}')
     # Tar first: a zip inside of it may end where it ends.
     is_zip = beginning[257:262] != b'ustar' and (beginning.startswith(b'PK') or zipfile.is_zipfile(path))
-    return _zip(path) if is_zip else _tar(path)
+    try:
+      return _zip(path) if is_zip else _tar(path)
+    except tarfile.ReadError as error:
+      what = formats.unreadable('', beginning[: formats.MAGIC_BYTES])
+      raise ValueError(error if what == formats.NOT_AN_IMAGE else what) from error
   except UserError:
     raise
   except Exception as error:  # a damaged archive may lead to anything
@@ -125,6 +129,7 @@ def _files(path, entries, open_entry, head):
     names,
     hidden,
     workdirs,
+    [],
     lambda name: head(name, use(name, lambda file, size: file.read(decode.MAGIC_BYTES))),
     lambda name: use(name, listing.read_bounded),
   )
@@ -160,7 +165,7 @@ def _check(names, unpacked, path):
   """Refuses what no archive of images holds. Nothing is ever unpacked to the disk."""
   for name in names:
     parts = name.replace('\\', '/').split('/')
-    if '..' in parts or os.path.isabs(name) or ':' in parts[0]:
+    if '..' in parts or os.path.isabs(name) or re.match('[A-Za-z]:', name):
       raise UserError(
         f"{path} holds '{name}', a name that leads out of the archive: do not trust it; fetch the "
         'images from elsewhere, or pack them again'

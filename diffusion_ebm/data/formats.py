@@ -5,6 +5,9 @@ import re
 # What `kind` and `unreadable` need of a file.
 MAGIC_BYTES = 64
 
+# What `unreadable` says where it has nothing else to say.
+NOT_AN_IMAGE = 'not an image'
+
 # The formats that are read, by Pillow's names, each with a signature that neither chance nor a text hits. Left out is
 # what runs other programs (PostScript) or has no signature (Targa), and what is more or less than a picture: textures,
 # icons, documents, measurements. A JPEG of several pictures (MPO) is a JPEG.
@@ -50,6 +53,7 @@ _OTHERS = {
   'document with layers: export it as PNG': (rb'8BPS|gimp xcf', 'kra psb psd xcf'),
   'high dynamic range: convert it to PNG': (rb'v/1\x01|#\?R|P[Ff]\s', 'exr hdr pfm'),
   'texture or icon: convert it to PNG': (rb'DDS |\x00\x00[\x01\x02]\x00|icns', 'cur dds icns ico ktx tga'),
+  'in iCloud alone: download it': (rb'(?!)', 'icloud'),
   'array: save its images as PNG': (rb'\x93NUMPY|\x89HDF|SIMPLE  =|PAR1', 'fits h5 hdf5 mat npy npz parquet pkl'),
 }
 
@@ -72,4 +76,4 @@ def unreadable(name: str, prefix: bytes) -> str:
   suffix = name.rpartition('.')[2].lower()
   by_content = [what for what, (signature, _) in _OTHERS.items() if re.match(signature, prefix, re.DOTALL)]
   by_name = [what for what, (_, suffixes) in _OTHERS.items() if suffix in suffixes.split()]
-  return (by_content + by_name + ['not an image'])[0]
+  return (by_content + by_name + [NOT_AN_IMAGE])[0]

@@ -38,12 +38,14 @@ def list_files(path: str) -> listing.Files:
 
 
 def _list_folder(path):
-  names, hidden, workdirs, seen, left = [], 0, [], set(), [('', path)]
+  names, hidden, workdirs, links, seen, left = [], 0, [], [], set(), [('', path)]
   while left:
     inside, folder = left.pop()
     # Links may run in circles.
     real = os.path.realpath(folder)
     if real in seen:
+      if os.path.commonpath([real, os.path.realpath(os.path.dirname(folder))]) != real:  # not in a circle
+        links.append(inside.rstrip('/'))
       continue
     seen.add(real)
     files, folders = _scan(folder)
@@ -77,7 +79,7 @@ def _list_folder(path):
     except OSError as error:
       raise listing.lost(path, name, error) from error
 
-  return listing.Files(path, sorted(names), hidden, sorted(workdirs), head, read)
+  return listing.Files(path, sorted(names), hidden, sorted(workdirs), sorted(links), head, read)
 
 
 def _scan(folder):

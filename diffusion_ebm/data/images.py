@@ -110,7 +110,7 @@ def load_some(data, split, choose):
   """
   part = _open(data, split)
   known = decoded_cache.load(part.key, len(part.files), None)
-  bad, images = set(known.failures if known else ()), {}
+  bad, images = dict(known.failures if known else {}), {}
   while len(bad) < len(part.files):
     good = np.setdiff1d(np.arange(len(part.files)), list(bad))
     chosen = good[choose(len(good))]
@@ -119,7 +119,7 @@ def load_some(data, split, choose):
       lambda row, new=new: part.decode(new[row]), len(new), part.shape, data.num_workers, keep=True
     )
     images |= {number: pixels[row] for row, number in enumerate(new) if row not in failures}
-    bad |= {new[row] for row in failures}
+    bad |= {new[row]: str(error) for row, error in failures.items()}
     if not failures:
       shown, coloured = printable(part.inventory.path), Facts(*part.facts[list(images)].T).colour
       if bad:
@@ -128,7 +128,7 @@ def load_some(data, split, choose):
         _log.info('%s mixes grey and colour images: all are used in colour', shown)
       labels = None if part.labels is None else part.labels[chosen]
       return ArraySource(np.stack([images[number] for number in chosen]), labels, part.classes)
-  raise UserError(f'none of the images in {part.inventory.path} can be decoded: fetch them again')
+  _report(part.inventory.replace([part.files[number].damaged(why) for number, why in bad.items()]), data, split)
 
 
 def _open(data, split) -> _Split:

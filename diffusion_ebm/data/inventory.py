@@ -11,6 +11,7 @@ import logging
 from typing import NamedTuple
 
 from diffusion_ebm.data import decode, image_files, splits
+from diffusion_ebm.data.formats import NOT_AN_IMAGE
 from diffusion_ebm.run.errors import UserError, printable
 from diffusion_ebm.run.progress import Progress
 
@@ -22,7 +23,6 @@ _NAMES_SHOWN = 3
 _REASONS_SHOWN = 6
 # Images that are copies or parts of others, or previews beside films.
 _ASIDE = ('~', '.bak', '.tmp', '.part', '.partial', '.crdownload', '.download', '.thm')
-_NOT_AN_IMAGE = 'not an image'  # what `decode.unreadable` says where it has nothing else to say
 DAMAGED = 'damaged: '  # begins what is said of such a file
 _OUTSIDE = 'outside of the splits'
 
@@ -69,6 +69,7 @@ class Inventory:
     files: by name.
     hidden: how many files and folders were passed over as hidden.
     workdirs: folders that were passed over as workdirs of runs.
+    links: links that were passed over as their folders are read under another name.
     read: (name) -> bytes, as of `listing.Files`.
   """
 
@@ -76,6 +77,7 @@ class Inventory:
   files: tuple[File, ...]
   hidden: int
   workdirs: tuple[str, ...]
+  links: tuple[str, ...]
   read: Callable
 
   def of(self, split: str) -> list[File]:
@@ -121,7 +123,7 @@ def take(data, split: str) -> Inventory:
   layout = splits.find([file.name for file in found if file.kind or file.is_damaged], data.train_split, data.test_split)
   place = functools.cache(layout.place)
   found = tuple(_place(file, place, data.test_fraction) for file in found)
-  inventory = Inventory(files.path, found, files.hidden, tuple(files.workdirs), files.read)
+  inventory = Inventory(files.path, found, files.hidden, tuple(files.workdirs), tuple(files.links), files.read)
   _check(inventory, layout, data, split)
   if split == 'train':
     _remark(inventory, layout, data)
@@ -162,9 +164,9 @@ def _look(name, head, error):
     kind = decode.kind(head.prefix)
     left_out = '' if kind else decode.unreadable(name, head.prefix)
     if kind == 'TIFF' and not is_named_image:  # RAW photographs begin like that
-      left_out = decode.unreadable(name, head.prefix).removeprefix(_NOT_AN_IMAGE)
+      left_out = decode.unreadable(name, head.prefix).removeprefix(NOT_AN_IMAGE)
     if not head.prefix and not is_named_image:
-      left_out = _NOT_AN_IMAGE
+      left_out = NOT_AN_IMAGE
     if kind and name.lower().endswith(_ASIDE):
       left_out = 'a copy, a part or a preview of another'
     if head.size > decode.MAX_BYTES and not left_out:
@@ -217,16 +219,19 @@ def _reason(file):
     return _OUTSIDE
   last = file.name.rpartition('/')[2]
   suffix = printable('.' + last.rpartition('.')[2].lower()) if '.' in last else 'without a suffix'
-  return suffix if file.left_out == _NOT_AN_IMAGE else f'{suffix} ({printable(file.left_out)})'
+  return suffix if file.left_out == NOT_AN_IMAGE else f'{suffix} ({printable(file.left_out)})'
 
 
 def _check(inventory, layout, data, split):
   """Raises a `UserError` where there are no images for a split, or two ways to choose them."""
   shown = printable(inventory.path)
   if not any(file.kind or file.is_damaged for file in inventory.files):
-    has = in_words(reasons(inventory.files))
+    parts = [in_words(reasons(inventory.files))]
+    if inventory.hidden:
+      parts.append(f'{inventory.hidden:,} hidden (passed over)')
     if inventory.workdirs:
-      has = ', '.join(filter(None, [has, f'the workdir of a run, which is not read: {some(inventory.workdirs)}']))
+      parts.append(f'the workdir of a run, which is not read: {some(inventory.workdirs)}')
+    has = ', '.join(filter(None, parts))
     raise UserError(
       f'{shown} holds no images (JPEG, PNG, WebP, TIFF and others){f"; it holds {has}" if has else ""}: set '
       '--config.data.path to a folder or archive that does'
@@ -254,7 +259,11 @@ def _remark(inventory, layout, data):
   """Says what of the set is not used, and what its folders are not taken for."""
   shown, training = printable(inventory.path), inventory.of('train')
   if inventory.workdirs:
-    _log.warning('%s: %s is the workdir of a run, whose images are not data', shown, some(inventory.workdirs))
+    are = 'is the workdir of a run' if len(inventory.workdirs) == 1 else 'are workdirs of runs'
+    _log.warning('%s: %s %s, whose images are not data', shown, some(inventory.workdirs), are)
+  if inventory.links:
+    text = '%s: links to folders that are read under another name are left out (%s): put the folders there instead'
+    _log.warning(text, shown, some(inventory.links))
   if layout.unused:
     text = (
       '%s: folders that are called like splits are not used as such (%s): call them train and test, side by side, or '

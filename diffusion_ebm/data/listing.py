@@ -38,6 +38,7 @@ class Files(NamedTuple):
     names: sorted paths inside of it, with '/' between the parts.
     hidden: how many files and folders were passed over because they are hidden, or the system's own.
     workdirs: folders that were passed over because they are workdirs of runs, whose images are results.
+    links: links to folders that were passed over because these are read under another name.
     head: (name) -> `Head`; may be called from several threads. Raises an exception where the file cannot be read.
     read: (name) -> bytes; likewise. Raises a UserError where the file was there and cannot be reached any more.
   """
@@ -46,13 +47,15 @@ class Files(NamedTuple):
   names: list[str]
   hidden: int
   workdirs: list[str]
+  links: list[str]
   head: Callable
   read: Callable
 
 
 def is_hidden(part: str) -> bool:
   """Whether a file or folder of that name is passed over."""
-  return part.startswith('.') or part.lower() in _HIDDEN
+  # Of an image that lies in iCloud alone, `.NAME.icloud` is left: it is missing, and counted.
+  return part.startswith('.') and not part.endswith('.icloud') or part.lower() in _HIDDEN
 
 
 def utc(microseconds: int) -> str:

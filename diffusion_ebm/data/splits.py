@@ -1,6 +1,7 @@
 """Which images are for training, which for testing, and of which class, by the folders that they are in."""
 
 import hashlib
+import re
 from typing import NamedTuple
 
 # What people call the folders, in lower case; the first is the default of the configuration.
@@ -73,7 +74,7 @@ def find(names: list[str], train: str, test: str) -> Layout:
   }
   if train_name == _TRAIN[0] and not parents:
     found['train'] = ('',)
-  unused = tree.looking_like((*_TRAIN, *_TEST)) if train_name and not parents else ()
+  unused = tree.looking_like_splits() if train_name and not parents else ()
   return Layout(**found, by_class=len(parents) > 1, outer=tree.outer(), unused=unused)
 
 
@@ -125,9 +126,14 @@ class _Tree:
     found = [(words.index(child.lower()), child) for child in self.children.get(parent, ()) if child.lower() in words]
     return _join(parent, min(found)[1]) if found else None
 
-  def looking_like(self, words):
-    folders = [_join(parent, child) for parent, inner in self.children.items() for child in inner]
-    return tuple(sorted(folder for folder in folders if folder.rpartition('/')[2].lower() in words))
+  def looking_like_splits(self):
+    """Folders with the name of a split; or with one as a part (`train2017`), beside one for the other split."""
+    found = []
+    for parent, inner in self.children.items():
+      both = all(any(_has_part(child, words) for child in inner) for words in (_TRAIN, _TEST))
+      either = (*_TRAIN, *_TEST)
+      found += [_join(parent, child) for child in inner if child.lower() in either or both and _has_part(child, either)]
+    return tuple(sorted(found))
 
   def outer(self):
     """The folder that everything is in."""
@@ -135,6 +141,11 @@ class _Tree:
     while folder not in self.direct and len(inner := self.folders(folder)) == 1:
       (folder,) = inner
     return folder
+
+
+def _has_part(name, words):
+  """Whether a part of a name is one of the words: of `train_images`, `trainA` and `TRAIN-2`, not of `trains`."""
+  return any(part.lower() in words for part in re.findall('[A-Z]?[a-z]+|[A-Z]+', name))
 
 
 def _join(folder, path):

@@ -148,7 +148,11 @@ class LoadTest(ExternalImagesTest):
     for name in ('x.tiff', 'x.zip', 'empty/notes.txt'):
       with open(name, 'wb') as file:
         file.write(b'nothing')
+    os.mkdir('pointers')
+    with open('pointers/a.png', 'wb') as file:
+      file.write(b'version https://git-lfs.github.com/spec/v1')
     for where, message in (
+      ('pointers', r'pointers can be decoded \(a\.png: git LFS pointer: run git lfs pull\): .* set --images to'),
       ('x.tiff', r'--images: /.*/x\.tiff cannot be read as an image \(.*\): name an image, a folder or a \.zip$'),
       ('x.zip', r'x\.zip is neither a folder nor a \.zip or \.tar that can be read .*--images'),
       ('empty', r'empty holds no images .*--images'),

@@ -71,6 +71,7 @@ class FormatsTest(parameterized.TestCase):
     ('a', b'DDS |\0\0\0', 'texture or icon'),
     ('a', b'\0\0\1\0\1\0', 'texture or icon'),
     ('a.tga', b'\0\0\x0a\0', 'texture or icon'),
+    ('.a.jpg.icloud', b'bplist00', 'in iCloud alone: download it'),
     ('a.npy', b'\x93NUMPY\1\0', 'array: save its images'),
     ('a.jpg', b'garbage', 'not an image'),
     ('jpg', b'garbage', 'not an image'),

@@ -34,6 +34,12 @@ _SETS = {
     [],
     {'.heic': 2, '.mov': 1, '.aae': 1},
   ),
+  'a phone whose pictures are elsewhere': (
+    {'1.jpg': JPEG, '.2.jpg.icloud': b'bplist00', 'a/.3.HEIC.icloud': b'bplist00'},
+    ['1.jpg'],
+    [],
+    {'.icloud': 2},
+  ),
   'HEIC called JPEG': ({'1.jpg': JPEG, '2.jpg': HEIC}, ['1.jpg'], ['2.jpg'], {}),
   'JPEG called HEIC': ({'1.heic': JPEG}, ['1.heic'], [], {}),
   'a scanner': ({'a.tif': TIFF, 'b.pdf': b'%PDF-1.7', 'c.TIFF': TIFF}, ['a.tif', 'c.TIFF'], [], {'.pdf': 1}),
@@ -164,6 +170,10 @@ class InventoryTest(parameterized.TestCase):
     self.assertEqual([file.name for file in found.files], ['a.png', 'sub/b.png'])
     self.assertEqual(found.hidden, 6)
 
+  def test_only_hidden_files_is_said(self):
+    message = r'DIR/photos holds no images \(.*\); it holds 1 \.txt, 2 hidden \(passed over\): set'
+    self.refused(message, {'.a.png': PNG, '@eaDir/a.png': PNG, 'b.txt': b'x'})
+
   @parameterized.parameters('Thumbs.db', 'thumbs.db', '.DS_Store', '._a.png', '$RECYCLE.BIN')
   def test_what_systems_leave_behind_is_hidden(self, name):
     self.assertEqual(self.take({'a.png': PNG, name: PNG}).hidden, 1)
@@ -191,6 +201,7 @@ class InventoryTest(parameterized.TestCase):
       'new\nline.png',
       'b\\c.png' if pack is folders.write else 'bc.png',
       "it's (1) [x].png",
+      'Screenshot 10:30:00.png',
       'ü' * 80 + '.png',
     ]
     if pack is folders.write:
@@ -215,6 +226,17 @@ class InventoryTest(parameterized.TestCase):
     found = self.take()
     self.assertEqual(self.used(found), ['a/1.png', 'link.png'])
     self.assertEqual([file.name for file in found.files if file.is_damaged], ['loose.jpg', 'self.png'])
+
+  def test_links_to_folders_that_are_read_already_are_named(self):
+    folders.write(self.path, {'all/cat/1.png': PNG, 'all/dog/2.png': PNG})
+    for split, name in (('train', 'cat'), ('test', 'dog')):
+      os.mkdir(os.path.join(self.path, split))
+      os.symlink(os.path.join(self.path, 'all', name), os.path.join(self.path, split, name))
+    os.symlink(self.path, os.path.join(self.path, 'all', 'round'))
+    said = self.said(None)
+    self.assertIn('under another name are left out (test/dog, train/cat): put the folders there instead', said)
+    self.assertEqual(self.used(self.take()), ['all/cat/1.png', 'all/dog/2.png'])
+    self.assertEqual(self.take().links, ('test/dog', 'train/cat'))
 
   def test_pipes_are_not_opened(self):
     folders.write(self.path, {'a.png': PNG})
@@ -249,6 +271,7 @@ class InventoryTest(parameterized.TestCase):
   def test_folders_that_look_like_splits_are_named(self):
     said = self.said({'cat/a.png': PNG, 'dog/a.png': PNG, 'Valid/a.png': PNG})
     self.assertIn('called like splits are not used as such (Valid): call them train and test, side by side', said)
+    self.assertIn('like splits', self.said({'train2017/a.png': PNG, 'val2017/b.png': PNG}, path=f'{self.path} 2'))
     self.assertNotIn('like splits', self.said({'Train/a.png': PNG, 'Valid/a.png': PNG}, path=self.path))
 
   def test_a_fraction_is_set_aside_and_new_files_do_not_move_old_ones(self):
@@ -315,6 +338,11 @@ class InventoryTest(parameterized.TestCase):
     self.assertEqual(found.workdirs, ('runs/photos',))
     self.assertIn('runs/photos is the workdir of a run, whose images are not data', logs.output[0])
 
+  def test_several_workdirs_are_named(self):
+    contents = {f'{run}/{name}': content for run in ('run', 'again/run') for name, content in _RUN.items()}
+    said = self.said({'a.png': PNG} | contents)
+    self.assertIn('photos: again/run, run are workdirs of runs, whose images are not data', said)
+
   def test_a_folder_in_a_workdir_is_taken_literally(self):
     folders.write(self.path, _RUN)
     for name in ('samples', 'checkpoints'):
@@ -355,6 +383,11 @@ class InventoryTest(parameterized.TestCase):
       'a.7z': b"7z\xbc\xaf'\x1c" + bytes(30),
       'a.rar': b'Rar!\x1a\x07\x01' + bytes(30),
       'a.txt': b'text',
+      'page.zip': HTML,
+      'pointer.zip': LFS,
+      'a.heic': HEIC,
+      'a.pdf': b'%PDF-1.7',
+      'empty.tar': b'',
     }
     folders.write(self.path, contents)
     unpack = r', out of which single images cannot be read: unpack it, and set --config\.data\.path to the folder'
@@ -366,6 +399,11 @@ class InventoryTest(parameterized.TestCase):
       ('a.7z', rf'DIR/photos/a\.7z is packed by 7z{unpack}'),
       ('a.rar', rf'DIR/photos/a\.rar is packed by RAR{unpack}'),
       ('a.txt', r'DIR/photos/a\.txt is neither a folder nor a \.zip or \.tar that can be read'),
+      ('page.zip', r'.* that can be read \(HTML page, .*\): set .* or fetch the archive again'),
+      ('pointer.zip', r'.* that can be read \(git LFS pointer: run git lfs pull\)'),
+      ('a.heic', r'.* that can be read \(HEIC: convert it to JPEG or PNG'),
+      ('a.pdf', r'.* that can be read \(document: export its pages as PNG\)'),
+      ('empty.tar', r'.* that can be read \(empty: fetch it again\)'),
       ('none.zip', r'DIR/photos/none\.zip does not exist: set --config\.data\.path to a folder or an archive'),
     ):
       self.refused(pattern, path=os.path.join(self.path, name))

@@ -41,6 +41,7 @@ _LAYOUTS = {
   'classes': (['cat/a', 'dog/b', 'cat/x/c'], [0, 1, 2], [], ['cat', 'dog', 'cat']),
   'classes in a folder': (['set/cat/a', 'set/dog/b'], [0, 1], [], ['cat', 'dog']),
   'a word that is part of a name': (['trains/a', 'tests/b'], [0, 1], [], ['trains', 'tests']),
+  'a word in one name': (['bullet train/a', 'tram/b'], [0, 1], [], ['bullet train', 'tram']),
 }
 # What looks like splits and may not be: names, and the folders that are said not to be used.
 _UNUSED = {
@@ -48,6 +49,14 @@ _UNUSED = {
   'a class called Train': (['Bus/a', 'Car/b', 'Train/c'], ['Train']),
   'a journey': (['2019/rome/a', '2019/train/b', '2020/oslo/c'], ['2019/train']),
   'of one class of several': (['cat/a', 'dog/val/b'], ['dog/val']),
+  'with a year': (['train2017/a', 'val2017/b'], ['train2017', 'val2017']),
+  'sets': (['training_set/cat/a', 'test_set/cat/b'], ['test_set', 'training_set']),
+  'sets around themselves': (
+    ['seg_train/seg_train/sea/a', 'seg_test/seg_test/sea/b', 'seg_pred/seg_pred/c'],
+    ['seg_test', 'seg_train'],
+  ),
+  'two domains': (['set/trainA/a', 'set/trainB/b', 'set/testA/c'], ['set/testA', 'set/trainA', 'set/trainB']),
+  'in capitals': (['TRAIN-IMAGES/a', 'validImages/b'], ['TRAIN-IMAGES', 'validImages']),
 }
 
 

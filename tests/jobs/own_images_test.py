@@ -152,7 +152,8 @@ class OwnImagesTest(absltest.TestCase):
     with self.assertLogs('diffusion_ebm', 'WARNING') as logs:
       sample.run(config, self.workdir)
     self.assertIn('photos does not exist', logs.output[0])
-    self.assertCountEqual(os.listdir(os.path.join(self.workdir, 'samples')), ['samples_0.npz', 'samples_0.png'])
+    names = ['samples_0.json', 'samples_0.npz', 'samples_0.png']
+    self.assertCountEqual(os.listdir(os.path.join(self.workdir, 'samples')), names)
 
   @testing.long
   def test_replaced_test_images_are_scored_anew(self):

@@ -106,7 +106,14 @@ class TrainTest(absltest.TestCase):
     with self.assertLogs('diffusion_ebm', 'INFO') as logs:
       train.run(testing.digits_config(), self.workdir)
     self.assertIn('already trained to step 4 of 4', logs.output[-1])
+    self.assertIn('raise --config.train.num_steps to go on', logs.output[-1])
     self.assertEqual(testing.contents(self.workdir), before)
+
+  def test_a_finished_run_with_cosine_decay_says_how_to_train_longer(self):
+    config = testing.digits_config(cosine_decay=True)
+    with self.assertLogs('diffusion_ebm', 'INFO') as logs:
+      train._describe(config, None, mock.Mock(step=4))
+    self.assertRegex(logs.output[0], 'with cosine decay, use another --workdir and --config.train.init_from=THIS_ONE')
 
   def test_stopping_and_going_on_equals_not_stopping(self):
     train.run(testing.digits_config(num_steps=2), self.folder)
