@@ -27,7 +27,9 @@ def log_density(ebm: Ebm, x, t, dropout_keys=None):
 
   Source: Gao et al. 2021, section 3.2.
   """
-  return ebm.at(t, dropout_keys).log_density(ebm.levels.to_y(x, t)) + ebm.levels.log_volume(t, x[0].size)
+  value = ebm.at(t, dropout_keys).log_density(ebm.levels.to_y(x, t)) + ebm.levels.log_volume(t, x[0].size)
+  # Activations have finite gradients at NaN; where the value is NaN, its gradient shall be, too.
+  return value * lax.stop_gradient(jnp.where(jnp.isnan(value), value, 1.0))
 
 
 def score(ebm: Ebm, x, t, dropout_keys=None):

@@ -249,6 +249,7 @@ class OwnImageTest(absltest.TestCase):
       np.testing.assert_array_equal(image, decode.decode(file.read(), 4, 3)[0])
     self.assertEqual((image.shape, image.dtype), ((4, 4, 3), np.uint8))
     np.testing.assert_array_equal(self.model.load_image(pathlib.Path(path)), image)
+    np.testing.assert_array_equal(self.model.load_image(f'file://{path}'), image)
     self.assertEqual(self.model.inpaint(jax.random.key(0), image, np.ones((4, 4), bool)).shape, (1, 4, 4, 3))
 
   def test_open_images_and_arrays_are_decoded_as_their_file(self):
@@ -303,6 +304,7 @@ class OwnImageTest(absltest.TestCase):
       (self.folder, '.* is a folder: name an image file in it, or give a list of them'),
       ('/dev/null', '/dev/null is not a file'),
       ('https://example.org/cat.png', 'https://example.org/cat.png is a web address: download the picture'),
+      ('a\x1b\nb.png', r'a\\x1b\\nb.png does not exist'),
       (text, r'.*text.png cannot be read as an image \(.*\)'),
       (damaged, r'.*damaged.png cannot be read as an image \(.*\)'),
       (self.pixels / 255, 'the image is float64, not uint8: .*preprocessing.to_uint8'),

@@ -2,10 +2,12 @@
 
 import io
 import os
+import re
 
 import numpy as np
 
 from diffusion_ebm.data import decode
+from diffusion_ebm.run import paths
 from diffusion_ebm.run.errors import UserError
 
 # Pillow's modes of pixels that a PNG file can hold.
@@ -28,7 +30,8 @@ def load(image, image_size: int, num_channels: int) -> np.ndarray:
     UserError: there is no such file, or it is no picture that can be read.
   """
   if isinstance(image, str | os.PathLike):
-    name, encode = os.fspath(image), _read
+    image, encode = os.fspath(image), _read
+    name = image
   else:
     name, encode = 'the image', _encode
   try:
@@ -42,9 +45,9 @@ def load(image, image_size: int, num_channels: int) -> np.ndarray:
 
 def _read(path):
   """The bytes of a file."""
-  file = os.path.expanduser(path)
-  if '://' in str(path):
+  if re.match('(https?|ftp)://', path, re.IGNORECASE):
     raise UserError(f'{path} is a web address: download the picture, and name the file')
+  file = paths.local(path, 'image')
   if not os.path.exists(file):
     raise UserError(f'{path} does not exist (looked in {os.getcwd()}): name an image file')
   if os.path.isdir(file):

@@ -3,7 +3,6 @@
 from typing import Any
 
 from flax import linen as nn
-from jax import lax
 import jax.numpy as jnp
 
 from diffusion_ebm.networks.normal_factor import NormalFactor
@@ -37,9 +36,7 @@ class EnergyNetwork(nn.Module):
     f = self.learned(y, level, dropout_keys)
     if self.quadratic:
       f = f - 0.5 * self.quadratic * jnp.sum(y**2, axis=tuple(range(1, y.ndim)))
-    f = f if self.normal_factor is None else f + self.normal_factor(y, level['t'])
-    # The gradient of an activation is finite at NaN. Where f is NaN, its gradient shall be, too.
-    return f * lax.stop_gradient(jnp.where(jnp.isnan(f), f, 1.0))
+    return f if self.normal_factor is None else f + self.normal_factor(y, level['t'])
 
   def __call__(self, y, t, dropout_keys=None):
     """f(y, t) of `y` (B, ...) at levels (B,): float32 (B,)."""
