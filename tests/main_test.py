@@ -85,7 +85,7 @@ class WrongTest(absltest.TestCase):
       ([workdir, digits, '--mask=left'], r'--mask is for --mode=inpaint, not for --mode=train'),
       ([workdir, digits, '--mode=sample', '--mask=left'], r'--mask is for --mode=inpaint, not for --mode=sample'),
       ([workdir, digits, '--mode=inpaint', '--frames=3'], r'--frames is for --mode=interpolate, not for .*=inpaint'),
-      ([workdir, digits, '--mode=inpaint', '--mask=middle'], r'--mask=middle is neither a file nor one of left'),
+      ([workdir, digits, '--mode=inpaint', '--mask=middle'], r'--mask=middle is neither a file in .* nor one of left'),
       ([workdir, digits, '--mode=interpolate'], r'/run has no checkpoint: train first'),
       ([workdir, digits, '--mode=ood', '--against='], r'--against names nothing'),
       ([workdir, digits, '--mode=ood', '--seed=-1'], r'--seed is -1'),

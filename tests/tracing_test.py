@@ -136,17 +136,13 @@ def job_functions(config, model):
     return lambda ebm, x: chain(kernel, long_run._target(ebm, settings, x), x)
 
   functions = {
-    'sample': (lambda ebm, x: sampling.sample(ebm, _keys(), shape, drawn)[0], examples),
     'energy': (lambda ebm, x: marginal_density.log_density(ebm, x, jnp.zeros(2, int)), numbers),
     'score': (lambda ebm, x: marginal_density.score(ebm, x, jnp.zeros(2, int)), examples),
     'log_prob': (lambda ebm, x: log_prob.log_prob(ebm, x, 0.0), numbers),
     'bound': (lambda ebm, x: bound.variational_bound(ebm, x, _keys()), numbers),
     **{f'anneal {kernel}': (annealed(kernel), examples) for kernel in ('hmc', 'mala')},
-    **{
-      f'long run {kernel} {conditional}': (long_chain(kernel, conditional), examples)
-      for kernel in langevin.KERNELS
-      for conditional in (True, False)
-    },
+    **{f'long run {kernel}': (long_chain(kernel, True), examples) for kernel in langevin.KERNELS},
+    'long run on the marginal': (long_chain('ula', False), examples),
   }
   if image:
     mask = jnp.ones((2, *shape[:2], 1), bool)

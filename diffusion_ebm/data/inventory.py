@@ -276,10 +276,14 @@ def _remark(inventory, layout, data):
   beside = [file.name for file in training if not file.label]
   if beside and len({file.label for file in training}) > 2:
     _log.info('%s: no classes, as %s lie beside the folders (%s)', shown, counted(len(beside), 'image'), some(beside))
-  if layout.train == ('',) and data.train_split:
-    _log.info('no folder %r in %s: training on everything in it', data.train_split, shown)
+  aside = ''
   if data.test_fraction:
-    count = sum(file.split == 'test' for file in inventory.files if file.kind)
-    _log.info('%s set aside for testing, by their names', counted(count, 'image'))
-  elif data.test_split and not layout.test:
+    aside = counted(sum(file.split == 'test' for file in inventory.files if file.kind), 'image')
+    aside += ' set aside for testing, by their names'
+  if layout.train == ('',) and data.train_split:
+    text = 'no folder %r in %s: training on everything in it%s'
+    _log.info(text, data.train_split, shown, aside and f', but for {aside}')
+  elif aside:
+    _log.info('%s', aside)
+  if not aside and data.test_split and not layout.test:
     _log.info('nothing is kept aside for testing: --config.data.test_fraction=0.1 would do that, in a new run')

@@ -121,7 +121,7 @@ def _load_mask(mask, size, seed):
     return mask, inpainting.make_mask(mask, size, seed)
   path = paths.local(mask, '--mask')
   if not os.path.exists(path):
-    raise UserError(f'--mask={mask} is neither a file nor one of {", ".join(inpainting.MASKS)}')
+    raise UserError(f'--mask={mask} is neither a file in {os.getcwd()} nor one of {", ".join(inpainting.MASKS)}')
   from PIL import Image
 
   try:

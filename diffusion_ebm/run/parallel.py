@@ -289,7 +289,7 @@ def map_examples(function, batch_size: int):
       batches.append(jax.tree.map(lambda array: _joined(gather(array))[:count], results))  # noqa: B023
       if progress is not None:
         progress.update(count)
-        progress.line(always=False)
+        progress.line(always=progress.silent)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
   return run

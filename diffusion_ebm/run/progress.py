@@ -19,7 +19,12 @@ _open = []  # the `Progress` objects whose work goes on
 
 
 class Progress:
-  """Counts work done out of a known total; `moved` is when it last did, on the monotonic clock."""
+  """Counts work done out of a known total.
+
+  Attributes:
+    moved: when it last did, on the monotonic clock.
+    silent: whether nothing has been said of it yet.
+  """
 
   def __init__(self, what: str, total: int, done: int = 0, unit: str = 'step', shown: bool = True):
     self._what, self._total, self._start, self._done, self._unit = what, total, done, done, unit
@@ -33,6 +38,7 @@ class Progress:
       delay=_SECONDS_BEFORE_BAR,
     )
     self._began = self._last_line = self.moved = time.monotonic()
+    self.silent = True
     _open.append(self)
 
   def update(self, count: int, **notes: str):
@@ -48,7 +54,7 @@ class Progress:
     now = time.monotonic()
     if not self._bar.disable or not always and now - self._last_line < _SECONDS_BETWEEN_LINES:
       return
-    self._last_line = now
+    self._last_line, self.silent = now, False
     seconds, done = now - self._began, self._done - self._start
     clock = tqdm.tqdm.format_interval(seconds / done * (self._total - self._done) if done else seconds)
     unit = f' {text}' if text else f' {self._unit}s'

@@ -18,7 +18,7 @@ from tests import testing
 from tests.jobs.evaluation_kills import eval_config
 
 # Bytes; records, arrays, pictures and features lie on either side of each.
-_SIZES = (0, 300, 3_000, 30_000)
+_SIZES = (0, 1_000, 20_000)
 
 
 def _check_whole(path):
