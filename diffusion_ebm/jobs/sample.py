@@ -65,7 +65,8 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
 
 def _draw(config, ebm, shape, seed, step, keep):
   """`(samples, path)`: as they are stored, and what the picture shows of their way down the levels."""
-  count, vector = config.sampling.num_samples, config_lib.is_vector(config)
+  count = config.sampling.num_samples
+  num_shown = count if config_lib.is_vector(config) else _NUM_IN_LEVELS
   batch_size = parallel.up_to_devices(min(count, config.sampling.batch_size))
   sampler = generate.make_sampler(config, shape, batch_size, keep)
   _log.info('compiling the sampler')
@@ -75,8 +76,8 @@ def _draw(config, ebm, shape, seed, step, keep):
     x, path = sampler(ebm, seed, first, min(batch_size, count - first))
     trained.check_finite(x, step)
     samples.append(preprocessing.to_stored(x))
-    if not paths or vector:
-      paths.append(path if vector else path[:, :_NUM_IN_LEVELS])
+    if first < num_shown:  # whatever the size of the batches
+      paths.append(path[:, : num_shown - first])
     progress.update(len(x))
     progress.line(always=first == 0)
   progress.close()

@@ -74,6 +74,8 @@ class SampleTest(absltest.TestCase):
   def test_a_sample_depends_on_its_number_and_the_seed_alone(self):
     np.testing.assert_array_equal(self.draw(), self.samples)
     testing.assert_same_images(self.draw(batch_size=2), self.samples)
+    with Image.open(os.path.join(self.workdir, 'samples', 'samples_7_levels.png')) as picture:
+      self.assertEqual(picture.size, (910, 204))  # of all five, though two were drawn at once
 
   def test_another_seed_gives_others(self):
     others = self.draw(seed=1)
