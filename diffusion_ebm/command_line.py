@@ -79,18 +79,11 @@ def _define_config(argv, default_file, defaults):
 
 
 def _lacking(config, defaults) -> list[str]:
-  """The keys of the defaults that a configuration has not: whole sections, or some of a section."""
+  """The keys of the defaults that a configuration has not."""
   if not isinstance(config, ml_collections.ConfigDict):
     return ['everything']
-  lacking = []
-  for key, value in defaults.items():
-    if key not in config or isinstance(value, ml_collections.ConfigDict) != isinstance(
-      config[key], ml_collections.ConfigDict
-    ):
-      lacking.append(key)
-    elif isinstance(value, ml_collections.ConfigDict):
-      lacking += [f'{key}.{name}' for name in value if name not in config[key]]
-  return lacking
+  known = dict(config_lib.flatten(config.to_dict()))
+  return [key for key, _ in config_lib.flatten(defaults.to_dict()) if key not in known]
 
 
 def _workdir(argv):

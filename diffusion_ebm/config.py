@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from diffusion_ebm import evaluate, langevin, networks, noise_levels, older_versions, train_step
-from diffusion_ebm.data import tfds_data_dir
 from diffusion_ebm.networks import layers, normal_factor, resnet
 from diffusion_ebm.run import files, paths
 from diffusion_ebm.run.errors import UserError
@@ -251,7 +250,7 @@ def check(config, num_devices: int):
 
 def _unusable(config) -> Iterator[str]:
   """What makes no number at all, or one that cannot be computed with."""
-  for key, value in _flatten(config.to_dict()):
+  for key, value in flatten(config.to_dict()):
     for number in value if isinstance(value, list) else [value]:
       if isinstance(number, float) and not math.isfinite(number):
         yield f'{key} is {number}, but must be finite'
@@ -260,7 +259,7 @@ def _unusable(config) -> Iterator[str]:
 
 
 def _broken_rules(config) -> Iterator[str]:
-  values = dict(_flatten(config.to_dict()))
+  values = dict(flatten(config.to_dict()))
   for rule in RULES:
     if rule.key in values and rule.applies(config):  # a run that was saved may lack the section of a later job
       value = values[rule.key]
@@ -333,10 +332,11 @@ def _image_misfits(data, model):
       yield f'model.attention_resolutions names {size}, but the network has {", ".join(map(str, sizes))}'
 
 
-def _flatten(tree, prefix=''):
+def flatten(tree, prefix=''):
+  """Yields `(key, value)` of a configuration as a dictionary, keys as 'train.batch_size', tuples as lists."""
   for key, value in tree.items():
     if isinstance(value, dict):
-      yield from _flatten(value, f'{prefix}{key}.')
+      yield from flatten(value, f'{prefix}{key}.')
     else:
       yield prefix + key, list(value) if isinstance(value, tuple) else value
 
@@ -412,9 +412,9 @@ def check_same_network(config, saved: dict, where: str):
 
 def _differences(config, saved: dict) -> dict[str, str]:
   """The keys in which a saved configuration differs, and how."""
-  here = dict(_flatten(config.to_dict()))
+  here = dict(flatten(config.to_dict()))
   # An older version did not know all of ours.
-  there = here | dict(_flatten(older_versions.read_config(saved).to_dict()))
+  there = here | dict(flatten(older_versions.read_config(saved).to_dict()))
   return {
     key: f'{key} ({there.get(key)!r} there, {here.get(key)!r} here)'
     for key in sorted(here.keys() | there.keys())
@@ -423,6 +423,8 @@ def _differences(config, saved: dict) -> dict[str, str]:
 
 
 def _is_same(key, one, other) -> bool:
-  if key == 'data.name':
+  if one != other and key == 'data.name':
+    from diffusion_ebm.data import tfds_data_dir  # only here: `data` takes long to import
+
     one, other = (tfds_data_dir.split_version(str(name))[0] for name in (one, other))
   return one == other

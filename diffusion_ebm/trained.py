@@ -64,19 +64,23 @@ def check(config, workdir: str) -> ml_collections.ConfigDict:
   """The resolved configuration; raises a `UserError` where it is wrong, or not that of the workdir."""
   config = config_lib.resolve(config)
   config_lib.check(config, 1)
-  # Training goes on with its own test split, whose folder may decide what the training split is.
-  config_lib.check_same_run(config, workdir, free=('seed', 'train', 'sampling.num_steps', 'data.test_split'))
+  config_lib.check_same_run(config, workdir, free=('seed', 'train', 'sampling.num_steps'))
   return config
 
 
 def read(model: model_lib.Model, workdir: str, step: int | None = None) -> tuple[Ebm, tuple[int, ...], int]:
   """`(ebm, shape, step)` of a checkpoint, as of `Trained`, for a model that has been built before."""
+  state = _restore(workdir, step, model.abstract_state)
+  return model.ebm(parallel.replicate(ema_weights(state))), model.shape, int(state.step)
+
+
+def _restore(workdir, step, like):
+  """The state in a checkpoint, like another one; step None for the newest."""
   manager = checkpoints.open_for_reading(workdir)
   try:
-    state, _ = checkpoints.restore(manager, model.abstract_state, step, lacking=older_versions.LACKING)
+    return checkpoints.restore(manager, like, step, lacking=older_versions.LACKING)[0]
   finally:
     manager.close()
-  return model.ebm(parallel.replicate(ema_weights(state))), model.shape, int(state.step)
 
 
 def _other_run(config):
@@ -101,11 +105,7 @@ def check_start(config):
 def start(config, state):
   """A new run's first state, a `TrainState` on all devices, with the averaged weights that `train.init_from` names."""
   workdir, step = _other_run(config)
-  manager = checkpoints.open_for_reading(workdir)
-  try:
-    other, _ = checkpoints.restore(manager, state, step, lacking=older_versions.LACKING)
-  finally:
-    manager.close()
+  other = _restore(workdir, step, state)
   _log.info('starting from the averaged weights of step %d in %s', int(other.step), workdir)
   # A copy: the training step takes over the memory of what it is given.
   copy = jax.jit(lambda weights: jax.tree.map(jnp.copy, weights))(other.ema_params)

@@ -170,7 +170,7 @@ class ConfigsTest(parameterized.TestCase):
       pathlib.Path(path).read_text(encoding='utf-8')
       for path in glob.glob(os.path.join(ROOT, 'diffusion_ebm', '**', '*.py'), recursive=True)
     )
-    for key, _ in config_lib._flatten(default.get_config().to_dict()):
+    for key, _ in config_lib.flatten(default.get_config().to_dict()):
       if key not in ('data.train_split', 'data.test_split'):  # read as data[f'{split}_split'] or by name
         self.assertRegex(source, r'\.' + re.escape(key.rpartition('.')[2]) + r'\b', key)
 
@@ -295,7 +295,7 @@ class CheckTest(parameterized.TestCase):
 class RulesTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
-    self.defaults = dict(config_lib._flatten(default.get_config().to_dict()))
+    self.defaults = dict(config_lib.flatten(default.get_config().to_dict()))
     # Between them every rule applies to one; of each, no value is wrong.
     self.configs = [config_lib.resolve(get(name)) for name in ('digits', 'toy2d', 'digits_density')]
 

@@ -109,7 +109,7 @@ _ODD_FLAGS = [
   '--flagfile=/dev/null',
   '--workdir=~/[x]',
 ]
-KEYS = sorted(key for key, _ in config_lib._flatten(default.get_config().to_dict()))
+KEYS = sorted(key for key, _ in config_lib.flatten(default.get_config().to_dict()))
 
 
 @st.composite

@@ -128,6 +128,12 @@ class ImportsTest(absltest.TestCase):
     loaded = {name.partition('.')[0] for name in result.stdout.split()}
     self.assertEmpty(loaded & {'jax', 'matplotlib', 'grain', 'tensorflow_datasets', 'tensorflow', 'sklearn', 'scipy'})
 
+  def test_the_command_line_is_read_without_the_libraries_of_the_data(self):
+    code = 'import sys; from diffusion_ebm import command_line; print(*sys.modules)'
+    result = subprocess.run([sys.executable, '-c', code], cwd=testing.ROOT, capture_output=True, text=True, check=True)
+    loaded = {name.partition('.')[0] for name in result.stdout.split()}
+    self.assertEmpty(loaded & {'grain', 'PIL', 'matplotlib', 'tensorflow_datasets', 'sklearn'})
+
 
 if __name__ == '__main__':
   absltest.main()

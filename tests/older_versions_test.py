@@ -106,7 +106,7 @@ class ReadTest(parameterized.TestCase):
     self.assertEqual(older_versions.read_config(saved).to_dict(), digits.get_config().to_dict())
 
   def test_every_key_of_the_tables_is_known_or_gone(self):
-    known = dict(config_lib._flatten(default.get_config().to_dict()))
+    known = dict(config_lib.flatten(default.get_config().to_dict()))
     self.assertLessEqual(older_versions._LATER.keys(), known.keys())
     self.assertFalse(older_versions._GONE.keys() & known.keys())
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_ebm.data.decode import Facts
-from diffusion_ebm.run import files
+from diffusion_ebm.run import files, paths
 
 _log = logging.getLogger(__name__)
 
@@ -51,18 +51,18 @@ def load(name: str, count: int, shape: tuple[int, ...] | None) -> Decoded | None
     count: N.
     shape: (S, S, C), or None where the images are not needed.
   """
-  paths = _paths(name)
+  parts = _paths(name)
   try:
-    known = files.read_npz(paths['facts'])
+    known = files.read_npz(parts['facts'])
     facts, failures = known['facts'], dict(zip(known['failed'].tolist(), known['reasons'].tolist(), strict=True))
-    images = files.read_npz(paths['images'], 2 * _MAX_BYTES)['images'] if shape else None
+    images = files.read_npz(parts['images'], 2 * _MAX_BYTES)['images'] if shape else None
     if len(facts) + len(failures) != count or facts.shape[1:] != (len(Facts._fields),):
       raise ValueError('facts of other images')
     if shape and (images.shape != (len(facts), *shape) or images.dtype != np.uint8):
       raise ValueError('other images')
   except (OSError, ValueError, LookupError):
     return None
-  for path in paths.values():  # what is used is not the oldest
+  for path in parts.values():  # what is used is not the oldest
     with contextlib.suppress(OSError):
       os.utime(path)
   return Decoded(images, facts, failures)
@@ -92,8 +92,7 @@ def save(name: str, decoded: Decoded):
 
 
 def _folder():
-  home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
-  return os.path.join(home, 'diffusion_ebm', 'images')
+  return os.path.join(paths.user_cache(), 'images')
 
 
 def _paths(name):

@@ -7,9 +7,7 @@ import re
 import tarfile
 import zipfile
 
-import numpy as np
-
-from diffusion_ebm.data import decode, images, load
+from diffusion_ebm.data import images, load, own_image
 from diffusion_ebm.data.source import ArraySource
 from diffusion_ebm.run import paths
 from diffusion_ebm.run.errors import UnknownDataSetError, UserError, printable
@@ -167,12 +165,7 @@ def _data_set(data, name, flag, limit, what):
 
 def _file(data, path, flag):
   try:
-    if os.path.getsize(path) > decode.MAX_BYTES:
-      raise ValueError(f'more than {decode.MAX_BYTES} bytes')
-    with open(path, 'rb') as file:
-      image, _ = decode.decode(file.read(), data.image_size, data.num_channels)
-  except Exception as error:  # a decoder may raise anything on damaged files
-    raise UserError(
-      f'--{flag}: {path} cannot be read as an image ({error}): name an image, a folder or a .zip'
-    ) from error
-  return ArraySource(np.asarray(image)[None])
+    image = own_image.load(path, data.image_size, data.num_channels)
+  except UserError as error:
+    raise UserError(f'--{flag}: {error}: name an image, a folder or a .zip') from error
+  return ArraySource(image[None])

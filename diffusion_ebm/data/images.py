@@ -42,6 +42,10 @@ class _Split(NamedTuple):
   facts: np.ndarray
   decode: Callable
 
+  def with_damaged(self, failures) -> inventory.Inventory:
+    """The inventory, with what is wrong with the images of these numbers."""
+    return self.inventory.replace([self.files[number].damaged(why) for number, why in failures.items()])
+
 
 def load(data, split):
   """Loads images in the order of their names.
@@ -66,7 +70,7 @@ def load(data, split):
   in_memory = encoded.fits_memory(len(part.files), part.shape, data.max_memory_gb)
   found = _decoded(part, data, in_memory)
   good = np.setdiff1d(np.arange(len(part.files)), list(found.failures))
-  known = part.inventory.replace([part.files[n].damaged(why) for n, why in found.failures.items()])
+  known = part.with_damaged(found.failures)
   _report(known, data, split)
   _check_colours(Facts(*found.facts.T).colour != 0, [part.files[n].name for n in good], data)
   numbers = summary.numbers(known, split, found.facts, data)
@@ -128,7 +132,7 @@ def load_some(data, split, choose):
         _log.info('%s mixes grey and colour images: all are used in colour', shown)
       labels = None if part.labels is None else part.labels[chosen]
       return ArraySource(np.stack([images[number] for number in chosen]), labels, part.classes)
-  _report(part.inventory.replace([part.files[number].damaged(why) for number, why in bad.items()]), data, split)
+  _report(part.with_damaged(bad), data, split)
 
 
 def _open(data, split) -> _Split:

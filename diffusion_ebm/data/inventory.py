@@ -224,7 +224,7 @@ def _reason(file):
 
 def _check(inventory, layout, data, split):
   """Raises a `UserError` where there are no images for a split, or two ways to choose them."""
-  shown = printable(inventory.path)
+  path = inventory.path
   if not any(file.kind or file.is_damaged for file in inventory.files):
     parts = [in_words(reasons(inventory.files))]
     if inventory.hidden:
@@ -233,24 +233,24 @@ def _check(inventory, layout, data, split):
       parts.append(f'the workdir of a run, which is not read: {some(inventory.workdirs)}')
     has = ', '.join(filter(None, parts))
     raise UserError(
-      f'{shown} holds no images (JPEG, PNG, WebP, TIFF and others){f"; it holds {has}" if has else ""}: set '
+      f'{path} holds no images (JPEG, PNG, WebP, TIFF and others){f"; it holds {has}" if has else ""}: set '
       '--config.data.path to a folder or archive that does'
     )
   if data.test_fraction and data.test_split and layout.test:
     raise UserError(
-      f'--config.data.test_fraction={data.test_fraction} is for images without a folder for testing, but {shown} has '
+      f'--config.data.test_fraction={data.test_fraction} is for images without a folder for testing, but {path} has '
       f'{some(layout.test)}: leave it out, or name no folder with --config.data.test_split='
     )
   if any(split in file.split and (file.kind or file.is_damaged) for file in inventory.files):
     return
   if data.test_fraction:
     raise UserError(
-      f'--config.data.test_fraction={data.test_fraction} leaves no images to {split} on in {shown}: choose another'
+      f'--config.data.test_fraction={data.test_fraction} leaves no images to {split} on in {path}: choose another'
     )
   folder = (data.train_split if split == 'train' else data.test_split).strip('/')
   fraction = ', or set a part of all aside with --config.data.test_fraction=0.1 in a new run' if split == 'test' else ''
   raise UserError(
-    f'{shown} has no folder {folder!r} with images to {split} on: add it, or set --config.data.{split}_split to '
+    f'{path} has no folder {folder!r} with images to {split} on: add it, or set --config.data.{split}_split to '
     f'another folder, or to nothing to use all images{fraction}'
   )
 

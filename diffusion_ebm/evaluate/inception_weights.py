@@ -61,8 +61,7 @@ def find(path: str) -> str:
     if not os.path.isfile(path):
       raise UserError(f'--config.eval.inception_weights={path} is no file: it should be a copy of {URL}')
     return path
-  cache = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
-  path = os.path.join(cache, 'diffusion_ebm', NAME)
+  path = os.path.join(paths.user_cache(), NAME)
   if not os.path.exists(path):
     _download(path)
   return path

@@ -82,13 +82,13 @@ def _inputs(config, source, step, seed):
 
 def _write(folder, record, weights, plots):
   """The numbers, the arrays behind them and the pictures; returns the path of the first."""
-  base = workdir_lib.claim(folder, trained.DENSITY_RESULTS, record['inputs'])
-  number = os.path.basename(base).removeprefix(trained.DENSITY_RESULTS)
-  files.write_json(base + '.json', record)
+  number = workdir_lib.claim_number(folder, trained.DENSITY_RESULTS, record['inputs'])
+  path = os.path.join(folder, f'{trained.DENSITY_RESULTS}{number}.json')
+  files.write_json(path, record)
   files.write_npz(os.path.join(folder, f'ladder{number}.npz'), weights)
   for name, picture in plots.items():
     files.write_png(os.path.join(folder, f'{name}{number}.png'), picture)
-  return base + '.json'
+  return path
 
 
 def _grey_width(config) -> float:

@@ -102,7 +102,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
     cache, load_sources = workdir_lib.make_cache(workdir), functools.partial(_load_sources, config)
     compared = reference.make(config.eval, config.data, load_sources, cache, check_stop)
     inputs = _inputs(config, compared)
-    number = os.path.basename(workdir_lib.claim(folder, 'report', inputs)).removeprefix('report')
+    number = workdir_lib.claim_number(folder, 'report', inputs)
     settings = feature_statistics.key(*inputs.values())
     evaluation = _Evaluation(config, workdir, folder, compared, settings, number, check_stop)
     doing('building the network')

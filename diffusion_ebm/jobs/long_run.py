@@ -81,12 +81,12 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
 def _write(config, folder, result, drawn):
   """The numbers, with what they depend on beside the chains, and the pictures; returns the path of the first."""
   result['inputs'] = {key: config.long_run[key] for key in _FREE} | {'data': features.data_key(config.data, {})[0]}
-  base = workdir_lib.claim(folder, 'results', result['inputs'])
-  number = os.path.basename(base).removeprefix('results')
-  files.write_json(base + '.json', result)
+  number = workdir_lib.claim_number(folder, 'results', result['inputs'])
+  path = os.path.join(folder, f'results{number}.json')
+  files.write_json(path, result)
   for name, picture in drawn.items():
     files.write_png(os.path.join(folder, f'{name}{number}.png'), picture)
-  return base + '.json'
+  return path
 
 
 # The chains.

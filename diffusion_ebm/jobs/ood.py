@@ -1,7 +1,6 @@
 """The out-of-distribution job: which images the energies tell from data."""
 
 import logging
-import os
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ import numpy as np
 from diffusion_ebm import data, marginal_density, preprocessing, random_keys, sampling, trained
 from diffusion_ebm.data import corruptions, external_images
 from diffusion_ebm.evaluate import ood_detection
-from diffusion_ebm.run import files, parallel, paths, pictures
+from diffusion_ebm.run import files, parallel, pictures
 from diffusion_ebm.run import workdir as workdir_lib
 from diffusion_ebm.run.errors import UserError
 from diffusion_ebm.run.progress import Progress
@@ -78,9 +77,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
 
 def _load_sets(config, seed):
   """`(sets, fitted_on, sources)`: name to images, the training images for the fit, name to where images are from."""
-  settings, own = config.ood, config.data.name
-  if own == 'images':
-    own = os.path.abspath(paths.local(config.data.path, '--config.data.path'))
+  settings, own = config.ood, config.data.path if config.data.name == 'images' else config.data.name
   sources = external_images.name_sets(settings.against, 'against', corruptions.NAMES, _OWN)
 
   def choose(count):

@@ -10,6 +10,7 @@ import platform
 
 import jax
 
+from diffusion_ebm.run import paths
 from diffusion_ebm.run.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -44,8 +45,7 @@ def use_cache():
   `JAX_COMPILATION_CACHE_DIR` names another folder; `JAX_ENABLE_COMPILATION_CACHE=false` turns the cache off.
   """
   if jax.config.jax_compilation_cache_dir is None:
-    home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
-    jax.config.update('jax_compilation_cache_dir', os.path.join(home, 'diffusion_ebm', f'jax-{_processor()}'))
+    jax.config.update('jax_compilation_cache_dir', os.path.join(paths.user_cache(), f'jax-{_processor()}'))
 
 
 def check_jax():

@@ -33,6 +33,12 @@ def local(path: str, name: str) -> str:
   return os.path.expanduser(path)
 
 
+def user_cache() -> str:
+  """The folder, which need not exist, for what the project keeps for all runs of a user."""
+  home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+  return os.path.join(home, 'diffusion_ebm')
+
+
 def workdir(path: str) -> str:
   """A workdir, as of `local`.
 

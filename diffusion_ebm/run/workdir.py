@@ -59,7 +59,12 @@ def file_name(*parts: str) -> str:
 
 
 def claim(folder: str, name: str, inputs: dict, suffixes: tuple[str, ...] = ()) -> str:
-  """Finds the files for a job's results, so that those of other inputs are never overwritten.
+  """`FOLDER/NAME` with the number of `claim_number` behind it: a job's results are this and their suffixes."""
+  return os.path.join(folder, name + claim_number(folder, name, inputs, suffixes))
+
+
+def claim_number(folder: str, name: str, inputs: dict, suffixes: tuple[str, ...] = ()) -> str:
+  """Numbers the files of a job's results, so that those of other inputs are never overwritten.
 
   Args:
     folder: made by `make`.
@@ -68,22 +73,23 @@ def claim(folder: str, name: str, inputs: dict, suffixes: tuple[str, ...] = ()) 
     suffixes: of the files that the job writes beside `.json`.
 
   Returns:
-    `FOLDER/NAME`, to which the suffixes are added; with a number behind it, and a line in the log, where files of
-    results of other inputs have that name. `.json` holds `inputs` under this name: who writes more keeps them there.
+    '', or '_2' and so on, with a line in the log, where files of results of other inputs have that name. `.json` holds
+    `inputs` under this name: who writes more keeps them there.
   """
   inputs = json.loads(json.dumps(inputs))
   with _locked(folder):
     first = _inputs(os.path.join(folder, name))
-    for number in itertools.count(1):
-      base = os.path.join(folder, f'{name}_{number}' if number > 1 else name)
+    for count in itertools.count(1):
+      number = f'_{count}' if count > 1 else ''
+      base = os.path.join(folder, name + number)
       if not any(os.path.exists(base + suffix) for suffix in ('.json', *suffixes)):
         files.write_json(f'{base}.json', {'inputs': inputs})
       if _inputs(base) == inputs:
         break
-  if number > 1:
+  if number:
     differing = ', '.join(key for key in inputs if first.get(key) != inputs[key]) if first else 'not known'
-    _log.info('%s holds results of other inputs (%s): these are in %s_%d', name, differing, name, number)
-  return base
+    _log.info('%s holds results of other inputs (%s): these are in %s%s', name, differing, name, number)
+  return number
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from configs import digits
-from diffusion_ebm.data import external_images
+from diffusion_ebm.data import decode, external_images
 from diffusion_ebm.run.errors import UserError
 
 OTHERS, RESERVED = ('noise', 'shuffle'), ('test', 'train')
@@ -169,10 +169,7 @@ class LoadTest(ExternalImagesTest):
 
   def test_an_image_of_too_many_bytes_is_refused_unread(self):
     self.write('1.png', 4, 4)
-    with (
-      mock.patch.object(external_images.decode, 'MAX_BYTES', 10),
-      self.assertRaisesRegex(UserError, 'more than 10 b'),
-    ):
+    with mock.patch.object(decode, 'MAX_BYTES', 10), self.assertRaisesRegex(UserError, 'more than 10 b'):
       self.load('1.png')
 
 
