@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 import pathlib
 import shutil
@@ -340,11 +341,14 @@ class ImagesTest(parameterized.TestCase):
 
   def test_ctrl_c_ends_the_reading_at_once(self):
     self._write(**{f'{n}.png': _encode(_noise(4, 4, 3)) for n in range(400)})
-    decoded = []
+    # Shells start commands in the background with this signal ignored.
+    self.addCleanup(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))
+    decoded, numbers = [], itertools.count(1)
 
     def slow(*args):
-      decoded.append(1)
-      if len(decoded) == 5:
+      number = next(numbers)  # each is given once, whatever the threads
+      decoded.append(number)
+      if number == 5:
         signal.raise_signal(signal.SIGINT)
       time.sleep(0.01)
       raise ValueError
