@@ -41,13 +41,19 @@ def get_config():
   model.remat = False  # recompute activations in the backward pass: less memory, more time
   model.num_layers = 3  # mlp: hidden layers
   model.num_frequencies = 0  # mlp: sines and cosines of 2^k pi y / 4 beside the coordinates
-  model.level_embedding = 'index'  # of the level's number, as published; or log_snr: of log(abar_t / sbar_t)
+  # Of the level's number, as published; or log_snr: of log(abar_t / sbar_t); or angle: of 1000 arctan(sbar_t / abar_t)
+  model.level_embedding = 'index'
+  model.level_act = False  # what a block hears of the level passes through the activation once more (CDRL)
+  model.zero_init = True  # each block's second convolution starts at zero; False: as the others (CDRL)
   model.quadratic = 0.0  # q: f = network - q |y|^2 / 2; 1 makes a normal density a factor of the model
   model.normal_factor = 0  # normal densities, fitted to the data, as a factor of the model; docs/density.md
   model.output_scale = 1.0  # mlp: factor of the output; about the s_t^2 of the cleanest level
 
   config.diffusion = ml_collections.ConfigDict()
   config.diffusion.num_levels = 6  # 6 (T6), 1000 (T1k) or any number between 2 and 1000
+  config.diffusion.schedule = 'linear'  # of the paper; or cosine: equal steps of arctan(sbar_t / abar_t) (CDRL)
+  config.diffusion.log_snr_max = 9.8  # cosine: log(abar_t^2 / sbar_t^2) of the cleanest level
+  config.diffusion.log_snr_min = -5.1  # cosine: that of the noise from which sampling starts
   config.diffusion.temperature = 'step_size'  # log density f / s_t^2, as published; 'one': f itself; docs/density.md
 
   config.sampling = sampling = ml_collections.ConfigDict()
@@ -58,8 +64,24 @@ def get_config():
   sampling.step_size_rule = 'cumulative'  # or conditional: s_t^2 = b^2 sigma_{t+1}^2; or posterior, in between
   sampling.noise_scale = 0.99  # eta in generation; training always uses 1
   sampling.denoise = False  # remove the noise of the cleanest level (sigma 0.01) by Tweedie's formula
+  sampling.denoise_factor = 1.0  # of that step: 1 is Tweedie's, CDRL's code takes 2
   sampling.batch_size = 256  # samples drawn at once, over all devices
   sampling.num_samples = 64  # of --mode=sample
+
+  # Where chains start, and what teaches it to: an initialiser as of CDRL; docs/cdrl.md.
+  config.proposal = proposal = ml_collections.ConfigDict()
+  proposal.name = ''  # unet for images, mlp for vectors and small images; '' for none: chains start at the noisier data
+  proposal.ch = 64
+  proposal.ch_mult = (1, 1, 1)  # unet: width of each resolution in units of ch
+  proposal.num_res_blocks = 3  # unet: at each resolution on the way down, and one more on the way up
+  proposal.attention_resolutions = (16, 8)  # unet: image sizes at which self-attention follows each block
+  proposal.num_layers = 1  # mlp: residual blocks
+  proposal.num_frequencies = 0  # mlp: as model.num_frequencies
+  proposal.dropout = 0.1
+  proposal.learning_rate = 1e-5
+  proposal.warmup_steps = 10_000
+  proposal.warmup_head_start = 500  # steps of the warm-up that count as done at the first update
+  proposal.grad_clip = 1.0  # global norm of the gradient, 0 for none
 
   config.train = train = ml_collections.ConfigDict()
   train.batch_size = 64  # over all devices
@@ -67,6 +89,7 @@ def get_config():
   train.num_steps = 1_000_000
   train.init_from = ''  # a workdir, or a folder in its checkpoints/: start from its averaged weights
   train.objective = 'recovery'  # or dsm: denoising score matching, its limit of little noise
+  train.shared_noise = False  # the same noise for the data of both levels: the same gradient, with less variance (CDRL)
   train.level_weight = 'published'  # sigma_1 / sigma_{t+1}; or balanced: (sbar_{t+1} / sigma_{t+1})^2 in nats
   train.time_score = 0.0  # weight of the loss that ties the levels together, about 1; docs/density.md
   train.score_matching = 0.0  # weight of denoising score matching at noise between the levels, about 1
@@ -76,6 +99,7 @@ def get_config():
   train.cosine_decay = False  # to zero at num_steps
   train.grad_clip = 0.0  # global norm of the gradient, 0 for none
   train.ema_decay = 0.999
+  train.ema_warmup = False  # min(ema_decay, (1 + n) / (10 + n)) at update n: forgets the beginning faster
   train.max_bad_steps = 10  # updates in a row skipped for a gradient that is not finite, before the run stops
   train.log_every = 100
   train.sample_every = 5000

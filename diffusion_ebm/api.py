@@ -28,6 +28,7 @@ from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.networks import spectral_norm
+from diffusion_ebm.proposal import Proposal
 from diffusion_ebm.run import compilation, paths
 from diffusion_ebm.run.errors import UserError
 from diffusion_ebm.sampling import Settings
@@ -42,8 +43,8 @@ class DiffusionEBM(struct.PyTreeNode):
   are unbounded. Where a method draws, result number i depends on the key and on i alone.
 
   Every method but `load_image` may be called inside `jax.jit`, and the object passed to a jitted function: it is a tree
-  whose leaves are the weights of `ebm` and `log_z`. There types and shapes of arguments are checked, but not values,
-  which are not known.
+  whose leaves are `log_z` and the weights of `ebm` and `proposal`. There types and shapes of arguments are checked, but
+  not values, which are not known.
 
   `x` at level t means `x_t = abar_t x + sbar_t eps`, data with the noise of that level (`diffuse` makes it). At level 0
   there is a little, sigma 0.01.
@@ -53,12 +54,14 @@ class DiffusionEBM(struct.PyTreeNode):
     log_z: log of each level's normaliser, (T,) in nats, NaN where it is not known; or None.
     shape: of one example: (H, W, C) or (D,).
     sampling: how samples are drawn.
+    proposal: where chains start, if the model was trained with one; or None.
   """
 
   ebm: Ebm
   log_z: Any
   shape: tuple[int, ...] = struct.field(pytree_node=False)
   sampling: Settings = struct.field(pytree_node=False)
+  proposal: Proposal | None = None
 
   @property
   def num_levels(self) -> int:
@@ -257,23 +260,25 @@ class DiffusionEBM(struct.PyTreeNode):
   @jax.jit
   def _conditional_sample(self, key, x_noisy, level):
     noise = langevin.normal_noise(_keys(key, len(x_noisy)), self.shape, self.sampling.noise_scale)
-    return recovery.sample_conditional(self.ebm.at(level), x_noisy, noise, self.sampling.num_steps)
+    return recovery.sample_conditional(self.ebm.at(level), x_noisy, noise, self.sampling.num_steps, self.proposal)
 
   @functools.partial(jax.jit, static_argnums=2)
   def _sample(self, key, n):
-    return self._clipped(sampling.sample(self.ebm, _keys(key, n), self.shape, self.sampling)[0])
+    return self._clipped(sampling.sample(self.ebm, _keys(key, n), self.shape, self.sampling, proposal=self.proposal)[0])
 
   @functools.partial(jax.jit, static_argnums=(4, 5))
   def _inpaint(self, key, image, mask, n, num_repeats):
     image, mask = (jnp.broadcast_to(a, (n, *self.shape)) for a in (image, mask))
-    x = inpainting.inpaint(self.ebm, _keys(key, n), image, mask, self.sampling, num_repeats)
+    x = inpainting.inpaint(self.ebm, _keys(key, n), image, mask, self.sampling, num_repeats, self.proposal)
     return jnp.where(mask, self._clipped(x), image)
 
   @functools.partial(jax.jit, static_argnums=4)
   def _interpolate(self, key, a, b, n):
     keys_a, keys_b = (random_keys.example_keys(key, jnp.full(n, number)) for number in (a, b))
     return self._clipped(
-      interpolation.interpolate(self.ebm, keys_a, keys_b, jnp.linspace(0, 1, n), self.shape, self.sampling)
+      interpolation.interpolate(
+        self.ebm, keys_a, keys_b, jnp.linspace(0, 1, n), self.shape, self.sampling, self.proposal
+      )
     )
 
   # What goes in and out.
@@ -316,13 +321,14 @@ def load(workdir: str, step: int | None = None, config=None) -> DiffusionEBM:
     config = config_lib.load(workdir)
     if config is None:
       raise UserError(f'{workdir} holds no run: train first, with --mode=train and the same --workdir')
-  config, ebm, shape, step = trained.load(config, workdir, step)
+  config, ebm, proposal, shape, step = trained.load(config, workdir, step)
   log_z = trained.log_z(workdir, step, ebm.levels.num_models)
   _log.info('loaded in %.1f s; each method is compiled when it is first called', time.monotonic() - began)
-  return DiffusionEBM(jax.device_put(ebm, jax.local_devices()[0]), log_z, shape, generate.settings(config))
+  ebm, proposal = jax.device_put((ebm, proposal), jax.local_devices()[0])
+  return DiffusionEBM(ebm, log_z, shape, generate.settings(config), proposal)
 
 
-def from_parameters(config, params, spectral=None, log_z=None) -> DiffusionEBM:
+def from_parameters(config, params, spectral=None, log_z=None, proposal=None) -> DiffusionEBM:
   """Makes a model of a configuration and parameters.
 
   Args:
@@ -331,6 +337,7 @@ def from_parameters(config, params, spectral=None, log_z=None) -> DiffusionEBM:
       `diffusion_ebm.networks.published_weights.from_published`.
     spectral: vectors of the power iteration, or None to find them; of no use without spectral normalisation.
     log_z: log of each level's normaliser, (T,) in nats, or None.
+    proposal: parameters of the proposal's network, where the configuration has one.
 
   Returns:
     The model.
@@ -341,12 +348,20 @@ def from_parameters(config, params, spectral=None, log_z=None) -> DiffusionEBM:
   config = config_lib.resolve(config)
   config_lib.check(config, 1)
   model = model_lib.build(config)
-  expected, given = (jax.tree.map(jnp.shape, tree) for tree in (model.abstract_state.params, params))
-  if expected != given:
-    raise UserError('the parameters are not those of the network that config.model describes: names or shapes differ')
+  state = model.abstract_state
+  for section, wanted, given in (
+    ('model', state.params, params),
+    ('proposal', state.proposal.params if state.proposal else None, proposal),
+  ):
+    expected, found = (jax.tree.map(jnp.shape, tree) for tree in (wanted, given))
+    if expected != found:
+      raise UserError(
+        f'the parameters are not those of the network that config.{section} describes: names or shapes differ'
+      )
   weights = params
   if config.model.spectral_norm:
     u = spectral_norm.init(jax.random.key(0), params) if spectral is None else spectral
-    weights = trained.normalised(params, u)
+    weights = trained.normalised(params, u, config.model.zero_init)
   log_z = None if log_z is None else np.asarray(log_z)
-  return DiffusionEBM(model.ebm(weights), log_z, model.shape, generate.settings(config))
+  made = None if proposal is None else model.proposal(proposal)
+  return DiffusionEBM(model.ebm(weights), log_z, model.shape, generate.settings(config), made)

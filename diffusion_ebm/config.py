@@ -28,6 +28,7 @@ _FREE = {
   'sampling.noise_scale',
   'sampling.generation_steps',
   'sampling.denoise',
+  'sampling.denoise_factor',
   'sampling.batch_size',
   'sampling.num_samples',
   'train.num_steps',
@@ -42,7 +43,7 @@ _FREE = {
 # Sections of jobs that work on a trained run: they say nothing about it.
 _FREE_SECTIONS = ('inpaint', 'interpolate', 'ood', 'eval', 'density', 'long_run')
 # Of the `model` section, what fits any weights.
-_NOT_OF_WEIGHTS = ('model.dtype', 'model.dropout', 'model.remat')
+_NOT_OF_WEIGHTS = ('model.dtype', 'model.dropout', 'model.remat', 'proposal.dropout')
 MAX_COMPLETIONS = 1024
 
 
@@ -127,6 +128,18 @@ def _is_mlp(config):
   return config.model.name == 'mlp'
 
 
+def _has_proposal(config):
+  return bool(config.proposal.name)
+
+
+def _is_unet(config):
+  return config.proposal.name == 'unet'
+
+
+def _is_mlp_proposal(config):
+  return config.proposal.name == 'mlp'
+
+
 _SPLITS = ('train', 'test')
 RULES = (
   *_at_least(
@@ -136,6 +149,10 @@ RULES = (
     'model.quadratic',
     'sampling.num_steps',
     'sampling.noise_scale',
+    'sampling.denoise_factor',
+    'proposal.warmup_steps',
+    'proposal.warmup_head_start',
+    'proposal.grad_clip',
     'train.num_steps',
     'train.time_score',
     'train.score_matching',
@@ -182,15 +199,20 @@ RULES = (
     'long_run.num_chains',
   ),
   *_at_least(4, 'model.ch'),
+  *_at_least(4, 'proposal.ch', applies=_has_proposal),
+  *_at_least(1, 'proposal.num_res_blocks', 'proposal.ch_mult', applies=_is_unet),
+  *_at_least(1, 'proposal.num_layers', applies=_is_mlp_proposal),
+  *_at_least(0, 'proposal.num_frequencies', applies=_is_mlp_proposal),
   *_at_least(evaluate.MIN_SAMPLES, 'eval.num_samples'),
   *_at_least(1, 'data.image_size', 'model.num_res_blocks', 'model.ch_mult', applies=_is_images),
   *_at_least(1, 'model.num_layers', applies=_is_mlp),
   *_at_least(0, 'model.num_frequencies', applies=_is_mlp),
-  *_positive('data.max_memory_gb', 'sampling.step_size', 'train.learning_rate'),
+  *_positive('data.max_memory_gb', 'sampling.step_size', 'train.learning_rate', 'proposal.learning_rate'),
   *_positive('model.output_scale', applies=_is_mlp),
   *_below_one(
     'data.test_fraction',
     'model.dropout',
+    'proposal.dropout',
     'train.beta_1',
     'train.ema_decay',
     'density.acceptance',
@@ -215,6 +237,7 @@ RULES = (
   *_one_of(layers.NORMS, 'model.norm', applies=_is_images),
   *_one_of(tuple(layers.ACTIVATIONS), 'model.final_act', applies=_is_images),
   *_one_of(resnet.SHORTCUTS, 'model.shortcut', applies=_is_images),
+  *_one_of(noise_levels.SCHEDULES, 'diffusion.schedule'),
   *_one_of(noise_levels.TEMPERATURES, 'diffusion.temperature'),
   *_one_of(noise_levels.STEP_SIZE_RULES, 'sampling.step_size_rule'),
   *_one_of(train_step.OBJECTIVES, 'train.objective'),
@@ -225,6 +248,18 @@ RULES = (
   *_one_of(_SPLITS, 'eval.split', suits=True),
   *_one_of(evaluate.EXTRACTORS, 'eval.extractor', 'long_run.extractor', suits=True),
   Rule('model.name', lambda value: value == 'mlp', 'but vectors need mlp', is_vector),
+  Rule(
+    'proposal.name',
+    lambda value: value in ('', *networks.PROPOSALS),
+    f"not one of {', '.join(networks.PROPOSALS)}, or '' for none",
+  ),
+  Rule('proposal.name', lambda value: value != 'unet', 'but vectors need mlp', is_vector),
+  Rule(
+    'train.objective',
+    lambda value: value == 'recovery',
+    "but a proposal learns from chains, and needs 'recovery'",
+    _has_proposal,
+  ),
   Rule('data.random_flip', lambda value: not value, 'but is for images only', is_vector),
   Rule('data.dequantize', lambda value: not value, 'but is for images only', is_vector),
   Rule('density.baselines', lambda value: not value, 'but is for images only', is_vector),
@@ -276,6 +311,8 @@ def _misfits(config, num_devices) -> Iterator[str]:
   yield from _batch_misfits(config.train, num_devices)
   if not is_vector(config):
     yield from _image_misfits(config.data, config.model)
+    if _is_unet(config):
+      yield from _unet_misfits(config.data, config.proposal)
   if components := config.model.normal_factor:
     size = 2 if is_vector(config) else config.data.image_size**2 * config.data.num_channels
     most = math.isqrt(normal_factor.MAX_SIZE // components)
@@ -284,13 +321,18 @@ def _misfits(config, num_devices) -> Iterator[str]:
 
 
 def _level_misfits(config):
-  num_levels, sampling = config.diffusion.num_levels, config.sampling
-  if num_levels != 1000 and (sampling.num_steps == 0 or sampling.generation_steps == -1):
+  diffusion, sampling, proposal = config.diffusion, config.sampling, config.proposal.name
+  num_levels = diffusion.num_levels
+  if diffusion.schedule == 'cosine' and diffusion.log_snr_min >= diffusion.log_snr_max:
+    yield f'diffusion.log_snr_min is {diffusion.log_snr_min}, but must be below diffusion.log_snr_max'
+  if proposal and sampling.num_steps == 0:
+    yield 'sampling.num_steps is 0, but a proposal learns from chains, and needs at least 1'
+  elif not proposal and num_levels != 1000 and (sampling.num_steps == 0 or sampling.generation_steps == -1):
     yield (
       'sampling.num_steps 0 and sampling.generation_steps -1, the normal approximation, hold for little noise a '
       'level: they need diffusion.num_levels 1000'
     )
-  top = (999 if num_levels == 1000 else num_levels) - 1
+  top = noise_levels.num_models(num_levels, diffusion.schedule) - 1
   for level in config.density.levels if 'density' in config else ():
     if not isinstance(level, int) or not 0 <= level <= top:
       yield f'density.levels names {level}, not in 0 .. {top}'
@@ -330,6 +372,21 @@ def _image_misfits(data, model):
   for size in model.attention_resolutions:
     if size not in sizes:
       yield f'model.attention_resolutions names {size}, but the network has {", ".join(map(str, sizes))}'
+
+
+def _unet_misfits(data, proposal):
+  factor = 2 ** (len(proposal.ch_mult) - 1)
+  if not proposal.ch_mult:
+    yield 'proposal.ch_mult is empty: set it, as --config.proposal.ch_mult="(1,1,1)"'
+  elif data.image_size % factor:
+    yield (
+      f'data.image_size is {data.image_size}, not divisible by {factor}, as the {len(proposal.ch_mult)} resolutions '
+      f'of proposal.ch_mult need'
+    )
+  sizes = [data.image_size // 2**i for i in range(len(proposal.ch_mult))]
+  for size in proposal.attention_resolutions:
+    if size not in sizes:
+      yield f'proposal.attention_resolutions names {size}, but the network has {", ".join(map(str, sizes))}'
 
 
 def flatten(tree, prefix=''):
@@ -404,7 +461,8 @@ def check_same_network(config, saved: dict, where: str):
   differing = [
     how
     for key, how in _differences(config, saved).items()
-    if key.startswith(('model.', 'diffusion.', 'data.image_size', 'data.num_channels')) and key not in _NOT_OF_WEIGHTS
+    if key.startswith(('model.', 'proposal.', 'diffusion.', 'data.image_size', 'data.num_channels'))
+    and key not in _NOT_OF_WEIGHTS
   ]
   if differing:
     raise UserError(f'--config.train.init_from={where} has another network: {", ".join(differing)}; set these alike')

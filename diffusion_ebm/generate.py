@@ -10,7 +10,7 @@ from diffusion_ebm.run import parallel
 def settings(config) -> sampling.Settings:
   """How samples are drawn."""
   s = config.sampling
-  return sampling.Settings(max(s.generation_steps or s.num_steps, 0), s.noise_scale, s.denoise)
+  return sampling.Settings(max(s.generation_steps or s.num_steps, 0), s.noise_scale, s.denoise, s.denoise_factor)
 
 
 def make_sampler(config, shape, batch_size: int, keep: tuple[int, ...] = ()):
@@ -23,20 +23,20 @@ def make_sampler(config, shape, batch_size: int, keep: tuple[int, ...] = ()):
     keep: levels whose samples are returned too.
 
   Returns:
-    A function `(ebm, seed, first, count)` to samples number `first` to `first + count - 1` and their path, float32
-    (count, ...) and (len(keep), count, ...), as of `sampling.sample`; the model's weights are on all devices. It is
-    compiled on the first call.
+    A function `(ebm, proposal, seed, first, count)` to samples number `first` to `first + count - 1` and their path,
+    float32 (count, ...) and (len(keep), count, ...), as of `sampling.sample`; the weights of the model, and of its
+    proposal if there is one, are on all devices. It is compiled on the first call.
   """
 
   def draw(shared, index):
-    ebm, seed = shared
-    x, path = sampling.sample(ebm, random_keys.sample_keys(seed, index), shape, settings(config), keep)
+    ebm, proposal, seed = shared
+    x, path = sampling.sample(ebm, random_keys.sample_keys(seed, index), shape, settings(config), keep, proposal)
     return x, jnp.moveaxis(path, 0, 1)
 
   run = parallel.map_examples(draw, batch_size)
 
-  def sampler(ebm, seed: int, first: int, count: int):
-    x, path = run((ebm, np.uint32(seed)), np.arange(first, first + count, dtype=np.int32))
+  def sampler(ebm, proposal, seed: int, first: int, count: int):
+    x, path = run((ebm, proposal, np.uint32(seed)), np.arange(first, first + count, dtype=np.int32))
     return x, np.moveaxis(path, 1, 0)
 
   return sampler

@@ -22,6 +22,7 @@ import numpy as np
 
 from diffusion_ebm import langevin, noise_levels, random_keys, recovery, sampling
 from diffusion_ebm.ebm import Ebm, LevelEbm
+from diffusion_ebm.proposal import Proposal
 from diffusion_ebm.sampling import Settings
 
 MASKS = ('left', 'right', 'top', 'bottom', 'centre', 'random')
@@ -71,7 +72,7 @@ def restrict(model: LevelEbm, known, mask) -> LevelEbm:
   return dataclasses.replace(model, f=lambda y: model.f(jnp.where(mask, y, y_known)))
 
 
-def inpaint(ebm: Ebm, keys, image, mask, settings: Settings, num_repeats: int = 1):
+def inpaint(ebm: Ebm, keys, image, mask, settings: Settings, num_repeats: int = 1, proposal: Proposal | None = None):
   """Draws the hidden pixels of images given the others.
 
   Args:
@@ -81,6 +82,7 @@ def inpaint(ebm: Ebm, keys, image, mask, settings: Settings, num_repeats: int = 
     mask: True where hidden, like `image`.
     settings: how samples are drawn.
     num_repeats: R, chains at each level; the time grows with it.
+    proposal: where chains start, if not at what they undo the noise of.
 
   Returns:
     Like `image`, unclipped; where known, exactly `image`.
@@ -98,7 +100,7 @@ def inpaint(ebm: Ebm, keys, image, mask, settings: Settings, num_repeats: int = 
 
     def chain_and_back(carry, repeat):
       noise = langevin.normal_noise(random_keys.fold_in(level_keys, repeat), shape, settings.noise_scale)
-      x = recovery.sample_conditional(model, carry[0], noise, settings.num_steps)
+      x = recovery.sample_conditional(model, carry[0], noise, settings.num_steps, proposal)
       x = jnp.where(mask, x, known)
       eps = again_eps(t * num_repeats + repeat + 1)
       return (noise_levels.diffuse_next(levels, x, level, eps), x), None
@@ -110,5 +112,5 @@ def inpaint(ebm: Ebm, keys, image, mask, settings: Settings, num_repeats: int = 
   white = langevin.normal_noise(keys, shape)(top)
   x, _ = lax.scan(step_down, jnp.where(mask, white, start), jnp.arange(top), reverse=True)
   if settings.denoised:
-    x = sampling.denoise(ebm, x)
+    x = sampling.denoise(ebm, x, settings.denoise_factor)
   return jnp.where(mask, x, image)

@@ -15,6 +15,7 @@ import numpy as np
 
 from diffusion_ebm import sampling
 from diffusion_ebm.ebm import Ebm
+from diffusion_ebm.proposal import Proposal
 
 
 def mix(a, b, fraction):
@@ -30,7 +31,9 @@ def mix(a, b, fraction):
   return weights[0] * a + weights[1] * b
 
 
-def interpolate(ebm: Ebm, keys_a, keys_b, fraction, shape, settings: sampling.Settings):
+def interpolate(
+  ebm: Ebm, keys_a, keys_b, fraction, shape, settings: sampling.Settings, proposal: Proposal | None = None
+):
   """One image for each pair of keys and fraction of the way between their samples.
 
   Args:
@@ -40,6 +43,7 @@ def interpolate(ebm: Ebm, keys_a, keys_b, fraction, shape, settings: sampling.Se
     fraction: u, (B,) in [0, 1]: 0 gives the samples of `keys_a`, 1 those of `keys_b`.
     shape: of one sample.
     settings: how samples are drawn.
+    proposal: of `sampling.sample`.
 
   Returns:
     (B, *shape), float32, unclipped.
@@ -51,7 +55,7 @@ def interpolate(ebm: Ebm, keys_a, keys_b, fraction, shape, settings: sampling.Se
     steps_a, steps_b = noise_a(t), noise_b(t)
     return lambda k: mix(steps_a(k), steps_b(k), fraction)
 
-  return sampling.descend(ebm, mix(white_a, white_b, fraction), noise, settings)[0]
+  return sampling.descend(ebm, mix(white_a, white_b, fraction), noise, settings, proposal=proposal)[0]
 
 
 def path_lengths(images: np.ndarray) -> np.ndarray:

@@ -11,6 +11,8 @@ import optax
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import networks, noise_levels, optimizer, random_keys, train_step
 from diffusion_ebm.ebm import Ebm
+from diffusion_ebm.networks import spectral_norm
+from diffusion_ebm.proposal import Proposal
 from diffusion_ebm.run import compilation, parallel
 
 
@@ -22,10 +24,13 @@ class Model:
     shape: of one example.
     levels: the noise levels and step sizes.
     network: the energy network.
-    tx: the optimiser.
-    schedule: learning rate as a function of the step.
+    tx: its optimiser.
+    schedule: its learning rate as a function of the step.
     seed: of the initial parameters.
     spectral_norm: whether the kernels are normalised by their spectral norm.
+    zero_init: whether the last convolution of each block starts at zero.
+    proposal_network: the network of the proposal; None for no proposal.
+    proposal_tx: its optimiser.
   """
 
   shape: tuple[int, ...]
@@ -35,6 +40,9 @@ class Model:
   schedule: optax.Schedule
   seed: int
   spectral_norm: bool
+  zero_init: bool
+  proposal_network: Any
+  proposal_tx: optax.GradientTransformation | None
 
   @functools.cached_property
   def state(self) -> train_step.TrainState:
@@ -47,11 +55,27 @@ class Model:
     return parallel.replicated_like(jax.eval_shape(self._init, random_keys.seed_key(self.seed)))
 
   def _init(self, key):
-    return train_step.init_state(key, self.network, self.tx, np.zeros(self.shape), self.spectral_norm)
+    return train_step.init_state(
+      key, self.network, self.tx, np.zeros(self.shape), self.spectral_norm, self.proposal_network, self.proposal_tx
+    )
 
   def ebm(self, weights) -> Ebm:
     """The energy-based model with these (normalised) parameters of the network."""
     return Ebm(weights, self.network, self.levels)
+
+  def proposal(self, weights) -> Proposal:
+    """The proposal with these parameters of its network."""
+    return Proposal(weights, self.proposal_network, self.levels)
+
+  @property
+  def trainable(self) -> train_step.Trainable:
+    """What the training step needs to know of the model."""
+    return train_step.Trainable(
+      lambda params, spectral: self.ebm(spectral_norm.normalise(params, spectral, self.zero_init)),
+      self.tx,
+      self.proposal if self.proposal_network is not None else None,
+      self.proposal_tx,
+    )
 
 
 def build(config) -> Model:
@@ -69,7 +93,24 @@ def build(config) -> Model:
     config.sampling.step_size_rule,
     config.diffusion.temperature,
     config.train.level_weight,
+    config.diffusion.schedule,
+    (config.diffusion.log_snr_max, config.diffusion.log_snr_min),
   )
   network = networks.make_network(config.model, levels)
   tx, schedule = optimizer.make_optimizer(config.train)
-  return Model(shape, levels, network, tx, schedule, config.seed, config.model.spectral_norm)
+  proposal_network = proposal_tx = None
+  if config.proposal.name:
+    proposal_network = networks.make_proposal_network(config.proposal, levels, config.model.dtype)
+    proposal_tx = optimizer.make_proposal_optimizer(config.proposal, config.train)
+  return Model(
+    shape,
+    levels,
+    network,
+    tx,
+    schedule,
+    config.seed,
+    config.model.spectral_norm,
+    config.model.zero_init,
+    proposal_network,
+    proposal_tx,
+  )

@@ -16,6 +16,7 @@ MAX_LEVELS = 1000
 STEP_SIZE_RULES = ('cumulative', 'conditional', 'posterior')
 TEMPERATURES = ('step_size', 'one')
 LEVEL_WEIGHTS = ('published', 'balanced')
+SCHEDULES = ('linear', 'cosine')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays: hashed by identity, so that jit takes it as a constant
@@ -52,6 +53,19 @@ class NoiseLevels:
   def log_snr(self) -> np.ndarray:
     """`log(a_cum / sigma_cum)`, half the logarithm of the signal-to-noise ratio, (T + 1,) float64."""
     return np.log(self.a_cum / self.sigma_cum)
+
+  @property
+  def angle(self) -> np.ndarray:
+    """`arctan(sigma_cum / a_cum)` in right angles, (T + 1,) float64: from 0, data without noise, to 1, white noise."""
+    return np.arctan2(self.sigma_cum, self.a_cum) / (np.pi / 2)
+
+  @property
+  def posterior_sigma(self) -> np.ndarray:
+    """Standard deviation of `y_t` given `x_{t+1}` and the data, (T,) float64.
+
+    Source: Ho et al. 2020, equation 7.
+    """
+    return self.a_y * self.sigma[1:] * self.sigma_cum[:-1] / self.sigma_cum[1:]
 
   def to_y(self, x, t):
     """`y_t = a_y x_t`, what the model of a level sees, of `x_t` (B, ...) at levels (B,), integers or real numbers."""
@@ -126,6 +140,36 @@ def make_noise_levels(num_levels: int) -> NoiseLevels:
   return from_retention(cum / np.append(1.0, cum[:-1]))
 
 
+def make_cosine_levels(num_levels: int, log_snr_max: float, log_snr_min: float) -> NoiseLevels:
+  """Noise levels at equal steps of `angle`, of which signal and noise are cosine and sine.
+
+  Args:
+    num_levels: T, from 2 to 1000.
+    log_snr_max: `log(a_cum^2 / sigma_cum^2)` of level 0, nearly clean.
+    log_snr_min: that of level T, nearly white noise.
+
+  Returns:
+    The constants, for T models.
+
+  Raises:
+    ValueError: for another number, or a range that does not fall.
+
+  Source: Zhu et al. 2024 (9.8 to -5.1); Nichol and Dhariwal 2021, equation 17, in the form of Salimans and Ho 2022.
+  """
+  if not 2 <= num_levels <= MAX_LEVELS:
+    raise ValueError(f'num_levels is {num_levels}, not in 2 .. {MAX_LEVELS}')
+  if log_snr_min >= log_snr_max:
+    raise ValueError(f'log_snr_min is {log_snr_min}, not below log_snr_max, {log_snr_max}')
+  ends = np.arctan(np.exp(-0.5 * np.array([log_snr_max, log_snr_min])))
+  cum = np.cos(np.linspace(*ends, num_levels + 1))
+  return from_retention(cum / np.append(1.0, cum[:-1]))
+
+
+def num_models(num_levels: int, schedule: str = 'linear') -> int:
+  """T, the number of models that a number of levels means."""
+  return 999 if schedule == 'linear' and num_levels == 1000 else num_levels
+
+
 def with_steps(noise: NoiseLevels, step_variance, temperature=None, weight=None) -> Levels:
   """Levels with Langevin steps.
 
@@ -149,11 +193,13 @@ def make_levels(
   step_size_rule: str = 'cumulative',
   temperature: str = 'step_size',
   level_weight: str = 'published',
+  schedule: str = 'linear',
+  log_snr_range: tuple[float, float] = (9.8, -5.1),
 ) -> Levels:
-  """Levels of the paper with one of three rules for the step size.
+  """Levels with one of three rules for the step size.
 
   Args:
-    num_levels: of `make_noise_levels`.
+    num_levels: of `make_noise_levels` or `make_cosine_levels`.
     step_size: b^2.
     step_size_rule: 'cumulative', the published `s_t^2 = b^2 sigma_{t+1}^2 sbar_t / sbar_0`; 'conditional',
       `s_t^2 = b^2 sigma_{t+1}^2`: the same fraction of the conditional's width where data are spread out; or
@@ -163,12 +209,14 @@ def make_levels(
     level_weight: 'published', as of `with_steps`; or 'balanced', `(sbar_{t+1} / sigma_{t+1})^2` for the difference of
       log densities: for little noise it makes every level's loss half the squared error of its score in units of its
       noise, `sbar_{t+1}^2 |error|^2 / 2`.
+    schedule: 'linear', the paper's, of `make_noise_levels`; or 'cosine', that of `make_cosine_levels`.
+    log_snr_range: of 'cosine': its `log_snr_max` and `log_snr_min`.
 
   Returns:
     The levels.
 
   Raises:
-    ValueError: for another number of levels, another rule, temperature or weight.
+    ValueError: for another number of levels, schedule, rule, temperature or weight.
 
   Source: Gao et al. 2021, section 3.4; the variance of 'posterior' is that of Ho et al. 2020, equation 7.
   """
@@ -176,10 +224,11 @@ def make_levels(
     ('step_size_rule', step_size_rule, STEP_SIZE_RULES),
     ('temperature', temperature, TEMPERATURES),
     ('level_weight', level_weight, LEVEL_WEIGHTS),
+    ('schedule', schedule, SCHEDULES),
   ):
     if value not in choices:
       raise ValueError(f'{name} is {value!r}, not one of {choices}')
-  noise = make_noise_levels(num_levels)
+  noise = make_noise_levels(num_levels) if schedule == 'linear' else make_cosine_levels(num_levels, *log_snr_range)
   s2 = step_size * noise.sigma_y**2
   if step_size_rule == 'cumulative':
     s2 = s2 * noise.sigma_cum[:-1] / noise.sigma_cum[0]
@@ -257,6 +306,27 @@ def diffuse_pair(levels: NoiseLevels, x, t, eps_t, eps_next):
   """
   x_t = diffuse(levels, x, t, eps_t)
   return x_t, diffuse_next(levels, x_t, t, eps_next)
+
+
+def diffuse_together(levels: NoiseLevels, x, t, eps):
+  """Data at levels t and t + 1 with the same noise.
+
+  Each of the two has its own distribution right, but they are no neighbours of one trajectory. The recovery
+  likelihood's gradient is a difference of one mean over `x_t` and one over `x_{t+1}`, so that it is the same in the
+  mean, and varies less.
+
+  Args:
+    levels: the noise levels.
+    x: data, (B, ...).
+    t: levels, int (B,) in 0..T-1.
+    eps: standard normal noise like `x`.
+
+  Returns:
+    `(x_t, x_{t+1})`, each like `x`.
+
+  Source: Zhu et al. 2024, section 3.3 (noise variance reduction).
+  """
+  return diffuse(levels, x, t, eps), diffuse(levels, x, t + 1, eps)
 
 
 def posterior(levels: NoiseLevels, x, x_next, t, eps):

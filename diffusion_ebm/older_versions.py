@@ -7,12 +7,18 @@ from diffusion_ebm.run.errors import UserError
 # Keys that came later, and what a configuration without them meant.
 _LATER = {
   'data.test_fraction': 0.0,
+  'diffusion.schedule': 'linear',
   'model.level_embedding': 'index',
+  'model.level_act': False,
   'model.normal_factor': 0,
+  'model.zero_init': True,
+  'proposal.name': '',
+  'train.ema_warmup': False,
   'train.init_from': '',
   'train.level_weight': 'published',
   'train.time_score': 0.0,
   'train.score_matching': 0.0,
+  'train.shared_noise': False,
 }
 # Keys that are gone: the one value that still has a meaning, or None where no value had one for the results.
 _GONE = {
@@ -23,7 +29,7 @@ _GONE = {
   'long_run.min_acceptance': None,
 }
 # Fields that the training state of an older format of checkpoints lacks; they are zero when it is read.
-LACKING = {1: ('bad_steps',)}
+LACKING = {1: ('bad_steps', 'proposal'), 2: ('proposal',)}
 
 
 def read_config(saved: dict) -> ml_collections.ConfigDict:
@@ -36,6 +42,7 @@ def read_config(saved: dict) -> ml_collections.ConfigDict:
     key: {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()} if isinstance(value, dict) else value
     for key, value in saved.items()
   }
+  sections.setdefault('proposal', {})
   for name, meant in _LATER.items():
     section, key = name.split('.')
     if isinstance(sections.get(section), dict):

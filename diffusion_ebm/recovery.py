@@ -10,27 +10,34 @@ import numpy as np
 from diffusion_ebm import langevin, noise_levels
 from diffusion_ebm.ebm import Ebm, LevelEbm, scale
 from diffusion_ebm.noise_levels import Levels, at
+from diffusion_ebm.proposal import Proposal
 
 
-def sample_conditional(model: LevelEbm, x_next, noise_fn, num_steps: int):
-  """Langevin chains on `p(y_t | x_{t+1})` that start at `x_{t+1}`, or its normal approximation where K = 0.
+def sample_conditional(model: LevelEbm, x_next, noise_fn, num_steps: int, proposal: Proposal | None = None):
+  """Langevin chains on `p(y_t | x_{t+1})` that start at the proposal or, without one, at `x_{t+1}`.
 
   Args:
     model: `ebm.at(t)`.
     x_next: the noisier variable, (B, ...).
-    noise_fn: the noise of each step, as in `langevin.unadjusted_chain`.
-    num_steps: K; 0 for `normal_approximation`.
+    noise_fn: the noise of each step, as in `langevin.unadjusted_chain`; that of index K is the proposal's.
+    num_steps: K; with 0, samples are the proposal's own or, without one, those of `normal_approximation`.
+    proposal: where chains start, if not at `x_{t+1}`.
 
   Returns:
     Samples of `x_t = y_t / a_{t+1}`, like `x_next`.
 
-  Source: Gao et al. 2021, algorithm 1, lines 4-6.
+  Source: Gao et al. 2021, algorithm 1, lines 4-6; with a proposal Zhu et al. 2024, algorithm 2.
   """
-  if num_steps == 0:
+  if proposal is None and num_steps == 0:
     return normal_approximation(model, x_next, noise_fn(0))
+  start = x_next if proposal is None else proposal.sample(x_next, model.t, noise_fn(num_steps))
+  return model.levels.to_x(refine(model, start, x_next, noise_fn, num_steps), model.t)
+
+
+def refine(model: LevelEbm, start, x_next, noise_fn, num_steps: int):
+  """The ends of K Langevin steps on `p(y_t | x_{t+1})` from `start`, a `y_t` like `x_next`; see above."""
   step_size = at(np.sqrt(model.levels.step_variance), model.t, x_next)
-  y = langevin.unadjusted_chain(lambda y: model.conditional_score(y, x_next), x_next, step_size, noise_fn, num_steps)
-  return model.levels.to_x(y, model.t)
+  return langevin.unadjusted_chain(lambda y: model.conditional_score(y, x_next), start, step_size, noise_fn, num_steps)
 
 
 def normal_approximation(model: LevelEbm, x_next, noise):

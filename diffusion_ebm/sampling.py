@@ -12,20 +12,24 @@ import numpy as np
 from diffusion_ebm import langevin, marginal_density, noise_levels, random_keys, recovery
 from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.noise_levels import NoiseLevels
+from diffusion_ebm.proposal import Proposal
 
 
 class Settings(NamedTuple):
   """How samples are drawn.
 
   Attributes:
-    num_steps: K, Langevin steps at each level; 0 for the normal approximation.
+    num_steps: K, Langevin steps at each level; 0 for the proposal's samples as they are or, without a proposal, the
+      normal approximation.
     noise_scale: eta, factor of the Langevin noise; 0.99 in the published evaluation.
     denoised: remove the little noise that is left at level 0, by `denoise`.
+    denoise_factor: of that step.
   """
 
   num_steps: int
   noise_scale: float = 1.0
   denoised: bool = False
+  denoise_factor: float = 1.0
 
 
 def shown_levels(num_models: int) -> tuple[int, ...]:
@@ -33,7 +37,7 @@ def shown_levels(num_models: int) -> tuple[int, ...]:
   return tuple(sorted({int(t) for t in np.linspace(0, num_models, min(num_models, 10) + 1)}))
 
 
-def sample(ebm: Ebm, keys, shape, settings: Settings, keep: tuple[int, ...] = ()):
+def sample(ebm: Ebm, keys, shape, settings: Settings, keep: tuple[int, ...] = (), proposal: Proposal | None = None):
   """Draws one sample for each key.
 
   Args:
@@ -42,13 +46,14 @@ def sample(ebm: Ebm, keys, shape, settings: Settings, keep: tuple[int, ...] = ()
     shape: of one sample.
     settings: how they are drawn.
     keep: levels, in 0..T, whose samples are returned too.
+    proposal: where the chains of each level start, if not at the sample of the level above.
 
   Returns:
     `(x, path)`: the samples (B, *shape), float32, unclipped, and those at the levels of `keep`,
     (len(keep), B, *shape); level T is the white noise, level 0 the samples themselves.
   """
   white, noise = trajectory_noise(ebm.levels, keys, shape, settings.noise_scale)
-  return descend(ebm, white, noise, settings, keep)
+  return descend(ebm, white, noise, settings, keep, proposal)
 
 
 def trajectory_noise(levels: NoiseLevels, keys, shape, noise_scale: float):
@@ -62,7 +67,7 @@ def trajectory_noise(levels: NoiseLevels, keys, shape, noise_scale: float):
 
   Returns:
     `(white, noise)`: the white noise `x_T`, (B, *shape), and a function from a level to the function from a Langevin
-    step to its noise, as `descend` takes them.
+    step to its noise, as `descend` takes them; what follows the last step is the proposal's.
   """
 
   def noise(t):
@@ -71,7 +76,7 @@ def trajectory_noise(levels: NoiseLevels, keys, shape, noise_scale: float):
   return langevin.normal_noise(keys, shape)(levels.num_models), noise
 
 
-def descend(ebm: Ebm, white, noise, settings: Settings, keep: tuple[int, ...] = ()):
+def descend(ebm: Ebm, white, noise, settings: Settings, keep: tuple[int, ...] = (), proposal: Proposal | None = None):
   """From white noise down the levels: a deterministic map of the noise of the whole trajectory.
 
   Args:
@@ -80,6 +85,7 @@ def descend(ebm: Ebm, white, noise, settings: Settings, keep: tuple[int, ...] = 
     noise: from a level (traced) to a function from a Langevin step to its noise, like `white`.
     settings: as of `sample`; the factor of the noise is in `noise` already.
     keep: as of `sample`.
+    proposal: as of `sample`.
 
   Returns:
     As of `sample`.
@@ -92,18 +98,18 @@ def descend(ebm: Ebm, white, noise, settings: Settings, keep: tuple[int, ...] = 
   def step_down(carry, t):
     x, path = carry
     model = ebm.at(jnp.full(len(x), t))
-    x = recovery.sample_conditional(model, x, noise(t), settings.num_steps)
+    x = recovery.sample_conditional(model, x, noise(t), settings.num_steps, proposal)
     return (x, path.at[slot[t]].set(x)), None
 
   path = jnp.zeros((len(keep) + 1, *white.shape)).at[slot[top]].set(white)
   (x, path), _ = lax.scan(step_down, (white, path), jnp.arange(top), reverse=True)
   if settings.denoised:
-    x = denoise(ebm, x)
+    x = denoise(ebm, x, settings.denoise_factor)
     path = path.at[slot[0]].set(x)
   return x, path[:-1]
 
 
-def denoise(ebm: Ebm, x):
+def denoise(ebm: Ebm, x, factor: float = 1.0):
   """The expected data behind samples of level 0, which are `x_0 = a_0 x + sigma_0 eps`, by Tweedie's formula.
 
   `E[x | x_0] = (x_0 + sigma_0^2 score(x_0)) / a_0`, where the score of `x_0` is `a_1` times that of `y_0 = a_1 x_0`,
@@ -112,6 +118,7 @@ def denoise(ebm: Ebm, x):
   Args:
     ebm: the model.
     x: (B, ...).
+    factor: of the step along the score; Zhu et al. 2024 take 2 in their code.
 
   Returns:
     Like `x`.
@@ -119,7 +126,7 @@ def denoise(ebm: Ebm, x):
   Source: Efron 2011, Tweedie's formula and selection bias, equation 1.4.
   """
   score = marginal_density.score(ebm, x, jnp.zeros(len(x), int))
-  return (x + float(ebm.levels.sigma_cum[0] ** 2) * score) / float(ebm.levels.a_cum[0])
+  return (x + factor * float(ebm.levels.sigma_cum[0] ** 2) * score) / float(ebm.levels.a_cum[0])
 
 
 def diffused(levels: NoiseLevels, x, keys, keep: tuple[int, ...]):

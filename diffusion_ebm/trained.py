@@ -1,5 +1,6 @@
 """A trained model, from its workdir."""
 
+import functools
 import glob
 import logging
 import os
@@ -15,6 +16,7 @@ from diffusion_ebm import model as model_lib
 from diffusion_ebm import older_versions
 from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.networks import spectral_norm
+from diffusion_ebm.proposal import Proposal
 from diffusion_ebm.run import checkpoints, files, parallel
 from diffusion_ebm.run.errors import UserError
 from diffusion_ebm.run.progress import doing
@@ -31,12 +33,14 @@ class Trained(NamedTuple):
   Attributes:
     config: the resolved configuration.
     ebm: the model with the averaged parameters, on all devices.
+    proposal: likewise; None if it has none.
     shape: of one example.
     step: of the checkpoint.
   """
 
   config: ml_collections.ConfigDict
   ebm: Ebm
+  proposal: Proposal | None
   shape: tuple[int, ...]
   step: int
 
@@ -68,10 +72,10 @@ def check(config, workdir: str) -> ml_collections.ConfigDict:
   return config
 
 
-def read(model: model_lib.Model, workdir: str, step: int | None = None) -> tuple[Ebm, tuple[int, ...], int]:
-  """`(ebm, shape, step)` of a checkpoint, as of `Trained`, for a model that has been built before."""
+def read(model: model_lib.Model, workdir: str, step: int | None = None):
+  """`(ebm, proposal, shape, step)` of a checkpoint, as of `Trained`, for a model that has been built before."""
   state = _restore(workdir, step, model.abstract_state)
-  return model.ebm(parallel.replicate(ema_weights(state))), model.shape, int(state.step)
+  return *averaged(model, state), model.shape, int(state.step)
 
 
 def _restore(workdir, step, like):
@@ -108,20 +112,25 @@ def start(config, state):
   other = _restore(workdir, step, state)
   _log.info('starting from the averaged weights of step %d in %s', int(other.step), workdir)
   # A copy: the training step takes over the memory of what it is given.
-  copy = jax.jit(lambda weights: jax.tree.map(jnp.copy, weights))(other.ema_params)
-  return state.replace(params=other.ema_params, ema_params=copy, spectral=other.spectral)
+  copied = jax.jit(lambda weights: jax.tree.map(jnp.copy, weights))
+  proposal = other.proposal and state.proposal.replace(
+    params=other.proposal.ema_params, ema_params=copied(other.proposal.ema_params)
+  )
+  return state.replace(
+    params=other.ema_params, ema_params=copied(other.ema_params), spectral=other.spectral, proposal=proposal
+  )
 
 
-@jax.jit
-def ema_weights(state):
-  """The averaged parameters of a `TrainState`, normalised, as the network takes them."""
-  return normalised(state.ema_params, state.spectral)
+def averaged(model: model_lib.Model, state) -> tuple[Ebm, Proposal | None]:
+  """The model and its proposal with the averaged parameters of a `TrainState`, on all devices."""
+  ebm = model.ebm(parallel.replicate(normalised(state.ema_params, state.spectral, model.zero_init)))
+  return ebm, model.proposal(parallel.replicate(state.proposal.ema_params)) if state.proposal else None
 
 
-@jax.jit
-def normalised(params, u):
+@functools.partial(jax.jit, static_argnums=2)
+def normalised(params, u, zero_init: bool):
   """Parameters as the network takes them, from raw ones and vectors `u` that belong to similar ones."""
-  return spectral_norm.normalise(params, spectral_norm.iterate(params, u, _POWER_ITERATIONS))
+  return spectral_norm.normalise(params, spectral_norm.iterate(params, u, _POWER_ITERATIONS), zero_init)
 
 
 # What the density job keeps in `density/`, with a number behind it where there are results of other inputs.

@@ -21,7 +21,8 @@ def summarise(steps: list[dict]) -> dict[str, float]:
 
   Returns:
     Name to value: `skipped_steps` (updates left out for a gradient that was not finite) and, of the others, `loss`,
-    `grad_norm`, `grad_max` (of the steps' largest) and, for each level or group of neighbouring levels,
+    `grad_norm`, `grad_max` (of the steps' largest), with a proposal `proposal_loss` and `proposal_grad_norm`, and, for
+    each level or group of neighbouring levels,
     `level_loss/t`, `level_f/t`, `level_displacement/t` and (where they are trained) `level_time_score/t` and
     `level_score_matching/t`, averaged over its examples.
   """
@@ -35,6 +36,9 @@ def summarise(steps: list[dict]) -> dict[str, float]:
     'grad_norm': float(np.mean([m['grad_norm'] for m in steps])),
     'grad_max': float(np.max([m['grad_max'] for m in steps])),
   }
+  for name in ('proposal_loss', 'proposal_grad_norm'):
+    if name in steps[0]:
+      scalars[name] = float(np.mean([m[name] for m in steps]))
   counts = np.sum([m['level_count'] for m in steps], 0)
   groups = np.array_split(np.arange(len(counts)), min(len(counts), _MAX_GROUPS))
   for name in ('level_loss', 'level_f', 'level_displacement', 'level_time_score', 'level_score_matching'):
@@ -76,6 +80,11 @@ def _trouble(step, metrics, dimension):
     return (
       f'the loss of level {level} exploded at step {step}: try a smaller --config.train.learning_rate, '
       f'--config.train.grad_clip=1.0 or --config.model.spectral_norm=True'
+    )
+  if not np.isfinite(metrics.get('proposal_loss', 0.0) + metrics.get('proposal_grad_norm', 0.0)):
+    return (
+      f'the gradient of the proposal is not finite at step {step}: try a smaller --config.proposal.learning_rate or '
+      f'--config.proposal.grad_clip=1.0'
     )
   if not np.isfinite(metrics['loss'] + metrics['grad_norm']):
     worst = int(np.argmax(metrics['level_loss'] / counts))

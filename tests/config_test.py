@@ -25,7 +25,17 @@ NAMES = sorted(
   for name in (os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, 'configs', '*.py')))
   if name not in ('__init__', 'default')
 )
-OWN = ('digits', 'toy2d', 'images', 'images_small', 'digits_t1k', 'digits_density', 'toy2d_t1k')
+OWN = (
+  'digits',
+  'toy2d',
+  'images',
+  'images_small',
+  'digits_t1k',
+  'digits_density',
+  'digits_cdrl',
+  'toy2d_t1k',
+  'toy2d_cdrl',
+)
 TFDS = [name for name in NAMES if name not in OWN]
 
 
@@ -58,6 +68,10 @@ class ConfigsTest(parameterized.TestCase):
           'digits_t1k',
           'digits_density',
           'toy2d_t1k',
+          'cifar10_cdrl',
+          'imagenet32_cdrl',
+          'digits_cdrl',
+          'toy2d_cdrl',
         ]
       ),
     )
@@ -112,6 +126,7 @@ class ConfigsTest(parameterized.TestCase):
   def take_one_step(self, name):
     config = config_lib.resolve(get(name))
     config.model.update({'ch': 4, 'num_res_blocks': 1})
+    config.proposal.update({'ch': 4, 'num_res_blocks': 1, 'warmup_steps': 0})
     config.sampling.num_steps = 1
     config.train.warmup_steps = 0
     if config.data.name == 'images':
@@ -128,7 +143,7 @@ class ConfigsTest(parameterized.TestCase):
     settings = train_step.StepSettings(0, 1, 0.5, config.data.random_flip)
     state, metrics = jax.jit(
       lambda state, batch: train_step.train_step(
-        state, batch, jnp.arange(2), make_ebm=model.ebm, tx=model.tx, settings=settings
+        state, batch, jnp.arange(2), trainable=model.trainable, settings=settings
       )
     )(model.state, batch)
     self.assertTrue(np.isfinite(metrics['loss']))

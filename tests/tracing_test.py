@@ -23,20 +23,26 @@ _COMMON = {
   'model.dtype': ('float32', 'bfloat16'),
   'model.dropout': (0.0, 0.2),
   'model.spectral_norm': (True, False),
-  'model.level_embedding': ('index', 'log_snr'),
+  'model.level_embedding': ('index', 'log_snr', 'angle'),
   'model.quadratic': (0.0, 1.0),
   'model.normal_factor': (0, 2),
   'diffusion.num_levels': (6, 1000),
+  'diffusion.schedule': ('linear', 'cosine'),
   'diffusion.temperature': ('step_size', 'one'),
   'sampling.num_steps': (3, 0),
   'sampling.step_size_rule': ('cumulative', 'conditional', 'posterior'),
   'sampling.denoise': (False, True),
+  'proposal.dropout': (0.0, 0.2),
+  'proposal.num_layers': (1, 2),
+  'proposal.num_frequencies': (0, 2),
   'train.objective': ('recovery', 'dsm'),
   'train.level_weight': ('published', 'balanced'),
   'train.time_score': (0.0, 1.0),
   'train.score_matching': (0.0, 1.0),
   'train.micro_batches': (1, 2),
   'train.cosine_decay': (False, True),
+  'train.shared_noise': (False, True),
+  'train.ema_warmup': (False, True),
   'train.grad_clip': (0.0, 1.0),
 }
 _OPTIONS = {
@@ -50,6 +56,11 @@ _OPTIONS = {
     'model.norm': ('none', 'group'),
     'model.use_scale': (True, False),
     'model.shortcut': ('conv', 'nin'),
+    'model.level_act': (False, True),
+    'model.zero_init': (True, False),
+    'proposal.name': ('', 'unet', 'mlp'),
+    'proposal.ch_mult': ((1,), (1, 2)),
+    'proposal.attention_resolutions': ((), (8,)),
     'model.resample_with_conv': (False, True),
     'model.attention_resolutions': ((), (4,)),
     'model.remat': (False, True),
@@ -58,13 +69,21 @@ _OPTIONS = {
   | {
     'model.act': ('lrelu', 'swish', 'relu'),
     'model.num_layers': (1, 2),
+    'proposal.name': ('', 'mlp'),
     'model.num_frequencies': (0, 2),
     'model.output_scale': (1.0, 0.1),
   },
 }
 _SMALL = {
-  'digits': {'model.ch': 8, 'model.ch_mult': (1, 2), 'model.num_res_blocks': 1, 'train.batch_size': 4},
-  'toy2d': {'model.ch': 8, 'train.batch_size': 4},
+  'digits': {
+    'model.ch': 8,
+    'model.ch_mult': (1, 2),
+    'model.num_res_blocks': 1,
+    'proposal.ch': 4,
+    'proposal.num_res_blocks': 1,
+    'train.batch_size': 4,
+  },
+  'toy2d': {'model.ch': 8, 'proposal.ch': 4, 'train.batch_size': 4},
 }
 
 
@@ -102,9 +121,19 @@ def trace_step(config, model, state):
 
   def step(state, batch):
     index = jnp.arange(len(batch))
-    return train_step.train_step(state, batch, index, make_ebm=model.ebm, tx=model.tx, settings=settings)[0]
+    return train_step.train_step(state, batch, index, trainable=model.trainable, settings=settings)[0]
 
   absltest.TestCase().assertEqual(traced(step, state, batch), jax.tree.map(lambda a: (a.shape, a.dtype), state))
+
+
+def trace_sampler(config, model, state):
+  """The sampler draws examples, from its proposal where there is one."""
+
+  def draw(params, proposal):
+    made = model.proposal(proposal.params) if proposal else None
+    return sampling.sample(model.ebm(params), _keys(), model.shape, generate.settings(config), proposal=made)[0]
+
+  absltest.TestCase().assertEqual(traced(draw, state.params, state.proposal), ((2, *model.shape), jnp.float32))
 
 
 def _keys(number=2):
@@ -174,8 +203,7 @@ class PublishedSizeTest(parameterized.TestCase):
     config.model.dtype = dtype
     model, state = first_state(config)
     trace_step(config, model, state)
-    draw = lambda params: sampling.sample(model.ebm(params), _keys(), model.shape, generate.settings(config))[0]  # noqa: E731
-    self.assertEqual(traced(draw, state.params), ((2, *model.shape), jnp.float32))
+    trace_sampler(config, model, state)
 
   @parameterized.parameters('digits', 'toy2d_t1k')
   def test_what_each_job_compiles(self, name):
@@ -238,9 +266,7 @@ class PairsTest(parameterized.TestCase):
         config = self.configured(name, row)
         model, state = first_state(config)
         trace_step(config, model, state)
-        drawn = generate.settings(config)
-        draw = lambda params: sampling.sample(model.ebm(params), _keys(), model.shape, drawn)[0]  # noqa: B023, E731
-        self.assertEqual(traced(draw, state.params), ((2, *model.shape), jnp.float32))
+        trace_sampler(config, model, state)
       count += 1
     self.assertGreater(count, 8)
 

@@ -33,8 +33,10 @@ class TrainStepTest(absltest.TestCase):
     return jax.jit(
       lambda *args: train_step.train_step(
         *args,
-        make_ebm=lambda weights: Ebm(weights, network or cls.network, levels or cls.levels),
-        tx=cls.tx,
+        trainable=train_step.Trainable(
+          lambda params, u: Ebm(spectral_norm.normalise(params, u), network or cls.network, levels or cls.levels),
+          cls.tx,
+        ),
         settings=settings,
       )
     )(state, batch, index)

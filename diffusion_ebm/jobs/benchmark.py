@@ -70,11 +70,11 @@ def benchmark(config, seconds: float = 10.0) -> dict:
     'micro_batches': config.train.micro_batches,
   }
   trained_a_little = _measure_training(config, model, seconds, result)
-  ebm = model.ebm(parallel.replicate(trained.ema_weights(trained_a_little)))
+  ebm, proposal = trained.averaged(model, trained_a_little)
   _measure_chain(config, ebm, model.shape, seconds, result)
 
   sampler = generate.make_sampler(config, model.shape, size)
-  (times,) = _measure(seconds, lambda: sampler(ebm, 0, 0, size), least=1)
+  (times,) = _measure(seconds, lambda: sampler(ebm, proposal, 0, 0, size), least=1)
   result |= _summary('sampler_s', times)
   result['sampler_images_per_s'] = size / result['sampler_s']
   result['input_images_per_s'] = _input_rate(config, seconds)

@@ -43,7 +43,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
     DivergedError: the chains reached values that are not finite.
   """
   trained.check_seed(seed)
-  config, ebm, shape, step = trained.load(config, workdir, step)
+  config, ebm, _, shape, step = trained.load(config, workdir, step)
   source = data.load_source(config.data, config.density.split)
   folder, began = workdir_lib.make(workdir, 'density'), time.monotonic()
   drawn, size = generate.settings(config), config.density.num_chains

@@ -198,14 +198,14 @@ def _sleep(seconds, check_stop):
 
 def _score(evaluation, model, sampler, step: int, raise_errors: bool):
   """Scores one and adds its record; a deleted one is skipped, one whose samples are no numbers recorded as such."""
-  ebm = _read(evaluation, model, step)
-  if ebm is None:
+  generator = _read(evaluation, model, step)
+  if generator is None:
     if raise_errors:
       raise UserError(f'the checkpoint of step {step} was deleted or cannot be read: choose another --step')
     return
   record = {'step': step, 'settings': evaluation.settings}
   try:
-    record |= _scores(evaluation, ebm, sampler, step)
+    record |= _scores(evaluation, generator, sampler, step)
   except UserError as error:
     if isinstance(error, InterruptedRun):
       raise
@@ -227,10 +227,10 @@ def _score(evaluation, model, sampler, step: int, raise_errors: bool):
 
 
 def _read(evaluation, model, step):
-  """The model of a checkpoint; None, with a warning, if it is gone or cannot be read."""
+  """The model of a checkpoint and its proposal; None, with a warning, if it is gone or cannot be read."""
   for attempt in range(_READ_ATTEMPTS):
     try:
-      return trained.read(model, evaluation.workdir, step)[0]
+      return trained.read(model, evaluation.workdir, step)[:2]
     except Exception as error:  # Orbax raises whatever the missing file leads to
       if step not in checkpoints.steps(evaluation.workdir):
         _log.warning('the checkpoint of step %d was deleted before it was read: skipped', step)
@@ -242,7 +242,7 @@ def _read(evaluation, model, step):
   return None
 
 
-def _scores(evaluation, ebm, sampler, step):
+def _scores(evaluation, generator, sampler, step):
   """Draws the samples, writes their pictures, and returns the rest of the record."""
   config, compared = evaluation.config.eval, evaluation.reference
   count, batch_size = config.num_samples, _batch_size(evaluation.config)
@@ -251,7 +251,7 @@ def _scores(evaluation, ebm, sampler, step):
   for first in range(0, count, batch_size):
     evaluation.check_stop()
     began = time.monotonic()
-    x, _ = sampler(ebm, config.seed, first, min(batch_size, count - first))
+    x, _ = sampler(*generator, config.seed, first, min(batch_size, count - first))
     features.check_finite(x)
     stored = preprocessing.to_stored(x)
     drawn = time.monotonic()

@@ -38,7 +38,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
   if not config_lib.is_vector(config):
     raise UserError(f'--mode=grid is for two-dimensional data, not for {config.data.name}: use configs/toy2d.py')
   trained.check_seed(seed)
-  config, ebm, shape, step = trained.load(config, workdir, step)
+  config, ebm, proposal, shape, step = trained.load(config, workdir, step)
 
   _log.info('quadrature on %d x %d points', _GRID, _GRID)
   densities = level_pictures.grid_densities(ebm, config.data.distribution, _GRID)
@@ -48,7 +48,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
   base = workdir_lib.claim(folder, 'grid', inputs, ('.png',))
   record = {'step': step, 'levels': keep[:-1], 'kl': densities.kl.tolist(), 'grid': _GRID, 'inputs': inputs}
   files.write_json(base + '.json', record)
-  _, path = generate.make_sampler(config, shape, _NUM_POINTS, keep)(ebm, seed, 0, _NUM_POINTS)
+  _, path = generate.make_sampler(config, shape, _NUM_POINTS, keep)(ebm, proposal, seed, 0, _NUM_POINTS)
   examples = data.load_source(config.data, 'test').read(np.arange(_NUM_POINTS))
   files.write_png(base + '.png', level_pictures.levels(ebm.levels, path, examples, keep, densities))
   _log.info(

@@ -53,11 +53,11 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
   trained.check_seed(seed)
   settings, size = config.inpaint, config.data.image_size
   name, hidden = _load_mask(settings.mask, (size, size), seed)
-  config, ebm, shape, step = trained.load(config, workdir, step)
+  config, ebm, proposal, shape, step = trained.load(config, workdir, step)
   elsewhere, source = _images(config)
   originals = source.examples
   folder = workdir_lib.make(workdir, 'inpainting')
-  completions = _draw(config, ebm, originals, hidden, seed, step)
+  completions = _draw(config, ebm, proposal, originals, hidden, seed, step)
 
   inputs = _inputs(config, name, hidden, elsewhere, originals, seed, step)
   name = workdir_lib.file_name('inpaint', workdir_lib.label(step, seed), name, *elsewhere)
@@ -93,21 +93,22 @@ def _inputs(config, mask, hidden, elsewhere, originals, seed, step):
   }
 
 
-def _draw(config, ebm, originals, hidden, seed, step):
+def _draw(config, ebm, proposal, originals, hidden, seed, step):
   """The completions, uint8 (N, n, H, W, C)."""
   num, repeats = config.inpaint.completions, config.inpaint.repeats
   x = np.repeat(np.asarray(preprocessing.to_unit_range(originals)), num, axis=0)
   masks = np.broadcast_to(hidden[..., None], x.shape)
   numbers = np.arange(len(originals))[:, None] * config_lib.MAX_COMPLETIONS + np.arange(num)
 
-  def draw(ebm, number, x, mask):
+  def draw(models, number, x, mask):
+    ebm, proposal = models
     keys = random_keys.sample_keys(seed, number, _STREAM)
-    return inpainting.inpaint(ebm, keys, x, mask, generate.settings(config), repeats)
+    return inpainting.inpaint(ebm, keys, x, mask, generate.settings(config), repeats, proposal)
 
   _log.info('compiling the sampler')
   progress = Progress(f'inpainting at step {step}', len(x), unit='completion')
   draw_all = parallel.map_examples(draw, min(len(x), config.sampling.batch_size))
-  drawn = draw_all(ebm, numbers.ravel().astype(np.int32), x, masks, progress=progress)
+  drawn = draw_all((ebm, proposal), numbers.ravel().astype(np.int32), x, masks, progress=progress)
   progress.close()
   trained.check_finite(drawn, step)
   completions = np.where(masks, preprocessing.to_stored(drawn), np.repeat(originals, num, axis=0))

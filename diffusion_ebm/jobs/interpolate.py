@@ -41,9 +41,9 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
   """
   trained.check_images(config, 'interpolate')
   trained.check_seed(seed)
-  config, ebm, shape, step = trained.load(config, workdir, step)
+  config, ebm, proposal, shape, step = trained.load(config, workdir, step)
   folder = workdir_lib.make(workdir, 'interpolation')
-  fractions, path = _strips(config, ebm, shape, seed, step)
+  fractions, path = _strips(config, ebm, proposal, shape, seed, step)
   strips = preprocessing.to_stored(path.reshape(-1, *shape)).reshape(path.shape)
 
   inputs = {'step': step, 'seed': seed, 'num_strips': len(strips), 'frames': strips.shape[1]}
@@ -66,14 +66,15 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
   return strips
 
 
-def _strips(config, ebm, shape, seed, step):
+def _strips(config, ebm, proposal, shape, seed, step):
   """`(fractions, images)` of each strip, (S, F) and (S, F, ...), in [-1, 1]."""
   num_strips, num_frames = config.interpolate.num_strips, config.interpolate.frames
   added = max(num_frames // 4, 1)  # images by which a strip's path grows in each round
 
-  def draw(ebm, strip, fraction):
+  def draw(models, strip, fraction):
+    ebm, proposal = models
     keys_a, keys_b = (random_keys.sample_keys(seed, 2 * strip + end) for end in (0, 1))
-    return interpolation.interpolate(ebm, keys_a, keys_b, fraction, shape, generate.settings(config))
+    return interpolation.interpolate(ebm, keys_a, keys_b, fraction, shape, generate.settings(config), proposal)
 
   draw_all = parallel.map_examples(draw, min(num_strips * num_frames, config.sampling.batch_size))
   _log.info('compiling the sampler')
@@ -81,7 +82,7 @@ def _strips(config, ebm, shape, seed, step):
 
   def images(fractions):
     strip = np.repeat(np.arange(num_strips, dtype=np.int32), fractions.shape[1])
-    x = draw_all(ebm, strip, fractions.astype(np.float32).ravel(), progress=progress)
+    x = draw_all((ebm, proposal), strip, fractions.astype(np.float32).ravel(), progress=progress)
     trained.check_finite(x, step)
     return np.clip(x, -1, 1).reshape(*fractions.shape, *shape)
 

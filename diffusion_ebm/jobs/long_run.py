@@ -52,7 +52,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
     InterruptedRun: Ctrl-C or SIGTERM; what has been run is kept.
   """
   trained.check_seed(seed)
-  config, ebm, shape, step = trained.load(config, workdir, step)
+  config, ebm, proposal, shape, step = trained.load(config, workdir, step)
   settings = config.long_run
   if settings.level >= ebm.levels.num_models:
     raise UserError(f'--config.long_run.level is {settings.level}, not in 0 .. {ebm.levels.num_models - 1}')
@@ -62,7 +62,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
   folder = workdir_lib.make(workdir, os.path.join('long_run', name))
   compared = _reference(config, ebm.levels, workdir_lib.make_cache(workdir))
   with interrupts.requested() as stop_requested:
-    step_size = _start(config, ebm, shape, folder, seed)
+    step_size = _start(config, ebm, proposal, shape, folder, seed)
     _go_on(settings, ebm, folder, seed, stop_requested)
   states = _states(folder, settings.num_steps // settings.thin + 1)
   record, drawn = _measure(config, ebm.levels, states, compared)
@@ -99,7 +99,7 @@ def _target(ebm, settings, x_next):
   return model.log_density
 
 
-def _start(config, ebm, shape, folder, seed) -> float:
+def _start(config, ebm, proposal, shape, folder, seed) -> float:
   """Draws the samples from which chains start, tunes the step size, and writes both, unless they are there."""
   settings = config.long_run
   described = {
@@ -117,7 +117,7 @@ def _start(config, ebm, shape, folder, seed) -> float:
     return record['step_size']
   index = np.arange(parallel.up_to_devices(settings.num_chains), dtype=np.int32)
   sampler = generate.make_sampler(config, shape, len(index), (settings.level, settings.level + 1))
-  _, (x, x_next) = sampler(ebm, seed, 0, len(index))
+  _, (x, x_next) = sampler(ebm, proposal, seed, 0, len(index))
   if not np.all(np.isfinite(x)):
     raise DivergedError(
       'the samples from which the chains would start are not finite: try another --step or a '

@@ -50,7 +50,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
   trained.check_seed(seed)
   if not config.ood.against or not all(config.ood.against):
     raise UserError(f'--against names nothing: name {", ".join(corruptions.NAMES)}, a data set, a folder or a .zip')
-  config, ebm, _, step = trained.load(config, workdir, step)
+  config, ebm, _, _, step = trained.load(config, workdir, step)
   # Everything that can be refused, before anything takes long.
   sets, fitted_on, sources = _load_sets(config, seed)
   folder = workdir_lib.make(workdir, 'ood')

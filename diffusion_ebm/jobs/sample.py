@@ -37,10 +37,10 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
     UserError: something that the user can mend.
   """
   trained.check_seed(seed)
-  config, ebm, shape, step = trained.load(config, workdir, step)
+  config, ebm, proposal, shape, step = trained.load(config, workdir, step)
   workdir_lib.make(workdir)
   keep = sampling.shown_levels(ebm.levels.num_models)
-  samples, path = _draw(config, ebm, shape, seed, step, keep)
+  samples, path = _draw(config, ebm, proposal, shape, seed, step, keep)
 
   # All processes draw; the first writes.
   densities = level_pictures.grid_densities(ebm, config.data.distribution) if config_lib.is_vector(config) else None
@@ -63,7 +63,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
   return samples
 
 
-def _draw(config, ebm, shape, seed, step, keep):
+def _draw(config, ebm, proposal, shape, seed, step, keep):
   """`(samples, path)`: as they are stored, and what the picture shows of their way down the levels."""
   count = config.sampling.num_samples
   num_shown = count if config_lib.is_vector(config) else _NUM_IN_LEVELS
@@ -73,7 +73,7 @@ def _draw(config, ebm, shape, seed, step, keep):
   progress = Progress(f'sampling at step {step}', count, unit='sample', shown=parallel.is_first())
   samples, paths = [], []
   for first in range(0, count, batch_size):
-    x, path = sampler(ebm, seed, first, min(batch_size, count - first))
+    x, path = sampler(ebm, proposal, seed, first, min(batch_size, count - first))
     trained.check_finite(x, step)
     samples.append(preprocessing.to_stored(x))
     if first < num_shown:  # whatever the size of the batches

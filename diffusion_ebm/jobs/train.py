@@ -231,11 +231,13 @@ def step_settings(config) -> train_step.StepSettings:
     ema_decay=config.train.ema_decay,
     random_flip=config.data.random_flip,
     objective=config.train.objective,
+    shared_noise=config.train.shared_noise,
     time_score=config.train.time_score,
     score_matching=config.train.score_matching,
     grey_width=_grey_width(config),
     micro_batches=config.train.micro_batches,
     max_bad_steps=config.train.max_bad_steps,
+    ema_warmup=config.train.ema_warmup,
   )
 
 
@@ -248,8 +250,7 @@ def compile_step(config, model: model_lib.Model, state, batch):
       state,
       batch,
       parallel.example_index(len(batch)),
-      make_ebm=model.ebm,
-      tx=model.tx,
+      trainable=model.trainable,
       settings=settings,
       axis_name=parallel.AXIS,
     )
@@ -383,8 +384,8 @@ def _make_picture(config, model, source, workdir, writer):
   sampler = generate.make_sampler(config, model.shape, count, keep)
 
   def picture(step, state):
-    ebm = model.ebm(parallel.replicate(trained.ema_weights(state)))
-    _, path = sampler(ebm, config.seed, 0, count)
+    ebm, proposal = trained.averaged(model, state)
+    _, path = sampler(ebm, proposal, config.seed, 0, count)
     densities = level_pictures.grid_densities(ebm, config.data.distribution) if vector else None
     if not parallel.is_first():
       return

@@ -1,15 +1,18 @@
-"""Networks f(y, t): the negative energy up to the level's temperature; higher is more likely."""
+"""Networks: f(y, t), the negative energy up to the level's temperature, and where chains start."""
 
 import dataclasses
 
 import jax.numpy as jnp
 
-from diffusion_ebm.networks.mlp import MLP, MLPSettings
+from diffusion_ebm.networks.mlp import MLP, MLPSettings, ProposalMLP, ProposalMLPSettings
 from diffusion_ebm.networks.normal_factor import NormalFactor
 from diffusion_ebm.networks.resnet import ResNet, ResNetSettings
+from diffusion_ebm.networks.unet import UNet, UNetSettings
 
 NETWORKS = ('resnet', 'mlp')
-LEVEL_EMBEDDINGS = ('index', 'log_snr')
+PROPOSALS = ('unet', 'mlp')
+LEVEL_EMBEDDINGS = ('index', 'log_snr', 'angle')
+_ANGLES = 1000.0  # of `NoiseLevels.angle`, so that the embedding sees numbers as large as those of a thousand levels
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -24,15 +27,31 @@ def make_network(model, levels):
     A module with `init(key, y, t)`, `apply(params, y, t)` and the two halves `embed` and `f`.
   """
   log_snr = tuple(levels.log_snr[:-1].tolist())
-  terms = {'quadratic': model.quadratic, 'coordinates': log_snr if model.level_embedding == 'log_snr' else ()}
+  coordinates = {'index': (), 'log_snr': log_snr, 'angle': tuple((_ANGLES * levels.angle[:-1]).tolist())}
+  terms = {'quadratic': model.quadratic, 'coordinates': coordinates[model.level_embedding]}
   if model.normal_factor:
     terms['normal_factor'] = NormalFactor(model.normal_factor, log_snr, tuple(levels.a_y.tolist()))
   kind, settings = (MLP, MLPSettings) if model.name == 'mlp' else (ResNet, ResNetSettings)
-  return kind(_settings(settings, model), **terms)
+  return kind(_settings(settings, model, model.dtype), **terms)
 
 
-def _settings(kind, model):
+def make_proposal_network(proposal, levels, dtype: str):
+  """The Flax module of the configuration's `proposal` section; its `name` is one of `PROPOSALS`.
+
+  Args:
+    proposal: the section.
+    levels: the noise levels.
+    dtype: of the computation, the name of one.
+
+  Returns:
+    A module with `init(key, x_next, t)` and `apply(params, x_next, t, dropout_keys)`, the mean of `y_t`.
+  """
+  kind, settings = (ProposalMLP, ProposalMLPSettings) if proposal.name == 'mlp' else (UNet, UNetSettings)
+  return kind(_settings(settings, proposal, dtype), tuple((_ANGLES * levels.angle[1:]).tolist()))
+
+
+def _settings(kind, section, dtype):
   """What a network is made of: the fields have the names of keys."""
-  values = {field.name: getattr(model, field.name) for field in dataclasses.fields(kind)}
+  values = {field.name: getattr(section, field.name) for field in dataclasses.fields(kind) if field.name != 'dtype'}
   values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-  return kind(**values | {'dtype': DTYPES[model.dtype]})
+  return kind(**values, dtype=DTYPES[dtype])

@@ -1,6 +1,7 @@
 """Layers of the energy networks: convolution, normalisation, attention, dropout, the embedding of the level."""
 
 from collections.abc import Callable
+import math
 from typing import Any
 
 from flax import linen as nn
@@ -48,16 +49,22 @@ class Conv(nn.Module):
     return x.astype(self.dtype)
 
 
-def dense(features: int, name: str, init_scale: float = 1.0, dtype=jnp.float32) -> nn.Dense:
+def dense(features: int, name: str, init_scale: float = 1.0, dtype=jnp.float32, use_bias: bool = True) -> nn.Dense:
   """A linear map of the last axis with the network's initialisation."""
-  return nn.Dense(features, kernel_init=kernel_init(init_scale), dtype=dtype, name=name)
+  return nn.Dense(features, use_bias, kernel_init=kernel_init(init_scale), dtype=dtype, name=name)
 
 
 def norm(kind: str, x, name: str):
-  """Normalises (B, H, W, C): `kind` is one of `NORMS`; the constants are the published ones."""
+  """Normalises (B, H, W, C): `kind` is one of `NORMS`; the constants are the published ones.
+
+  There are 32 groups, or as many as there are channels, or as many of 32 as can share the channels equally.
+  """
   if kind == 'none':
     return x
-  return nn.GroupNorm(min(32, x.shape[-1]), epsilon=1e-6, dtype=x.dtype, name=name)(x)
+  groups = min(32, x.shape[-1])
+  if x.shape[-1] % groups:
+    groups = math.gcd(32, x.shape[-1])
+  return nn.GroupNorm(groups, epsilon=1e-6, dtype=x.dtype, name=name)(x)
 
 
 class Attention(nn.Module):
@@ -126,12 +133,14 @@ class LevelEmbedding(nn.Module):
     outputs: name and length of each vector.
     act: name of the activation.
     coordinates: the number that is embedded for each level, straight lines between them; () for the level itself.
+    activated: every vector but that of the head passes through the activation, and the head's has no bias.
   """
 
   size: int
   outputs: tuple[tuple[str, int], ...]
   act: str = 'lrelu'
   coordinates: tuple[float, ...] = ()
+  activated: bool = False
 
   @nn.compact
   def __call__(self, t):
@@ -141,4 +150,9 @@ class LevelEmbedding(nn.Module):
       t = between(self.coordinates, t, t)
     h = dense(4 * self.size, 'dense_0')(sinusoidal_embedding(t, self.size))
     h = act(dense(4 * self.size, 'dense_1')(act(h)))
-    return {name: dense(length, name)(h) for name, length in self.outputs}
+    if not self.activated:
+      return {name: dense(length, name)(h) for name, length in self.outputs}
+    return {
+      name: dense(length, name, use_bias=False)(h) if name == 'head' else act(dense(length, name)(h))
+      for name, length in self.outputs
+    }

@@ -1,4 +1,4 @@
-"""An energy network for vectors and for small images, pixel by pixel."""
+"""Multilayer perceptrons of vectors and of small images, pixel by pixel: the energy, and where chains start."""
 
 import dataclasses
 from typing import Any
@@ -34,6 +34,12 @@ class MLPSettings:
   dtype: Any = jnp.float32
 
 
+def _waves(y, num_frequencies):
+  """`y` (B, D), and sines and cosines of `2^k pi y / 4` of each coordinate."""
+  angles = (jnp.pi / 4 * 2.0 ** jnp.arange(num_frequencies) * y[..., None]).reshape(len(y), -1)
+  return jnp.concatenate([y, jnp.sin(angles), jnp.cos(angles)], axis=1)
+
+
 class Trunk(nn.Module):
   """Everything that depends on the vector or image."""
 
@@ -44,8 +50,7 @@ class Trunk(nn.Module):
     s, act = self.settings, layers.ACTIVATIONS[self.settings.act]
     y = y.reshape(len(y), -1)
     # Waves of the coordinates resolve detail that a plain network learns slowly (Tancik et al. 2020).
-    angles = (jnp.pi / 4 * 2.0 ** jnp.arange(s.num_frequencies) * y[..., None]).reshape(len(y), -1)
-    h = jnp.concatenate([y, jnp.sin(angles), jnp.cos(angles)], axis=1).astype(s.dtype)
+    h = _waves(y, s.num_frequencies).astype(s.dtype)
     h = layers.dense(s.ch, 'dense_in', dtype=s.dtype)(h)
     for i in range(s.num_layers):
       h = act((h + level[f'layer_{i}']).astype(s.dtype))
@@ -65,3 +70,51 @@ class MLP(EnergyNetwork):
 
   def learned(self, y, level, dropout_keys):
     return self.trunk(y, level, dropout_keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProposalMLPSettings:
+  """What a `ProposalMLP` is made of.
+
+  Attributes:
+    ch: width, and size of the level's embedding.
+    num_layers: residual blocks.
+    num_frequencies: as of `MLPSettings`.
+    dropout: rate inside the blocks.
+    dtype: of the computation; parameters, level embedding and output are float32.
+  """
+
+  ch: int = 64
+  num_layers: int = 1
+  num_frequencies: int = 0
+  dropout: float = 0.1
+  dtype: Any = jnp.float32
+
+
+class ProposalMLP(nn.Module):
+  """The mean of `y_t` given `x_{t+1}`: `x_{t+1}` itself and a learned difference; the counterpart of `UNet`.
+
+  Attributes:
+    settings: what it is made of.
+    coordinates: the number that is embedded for the noise of `x_{t+1}`, for each t, (T,).
+
+  Source: Zhu et al. 2024, the toy of their code: a residual network.
+  """
+
+  settings: ProposalMLPSettings
+  coordinates: tuple[float, ...]
+
+  @nn.compact
+  def __call__(self, x, t, dropout_keys=None):
+    """`x` (B, ...) at levels (B,), with a key for each where they are trained with dropout; like `x`."""
+    s, flat = self.settings, x.reshape(len(x), -1)
+    embedded = layers.sinusoidal_embedding(jnp.asarray(self.coordinates, jnp.float32)[t], s.ch)
+    level = nn.silu(layers.dense(4 * s.ch, 'dense_1')(nn.silu(layers.dense(4 * s.ch, 'dense_0')(embedded))))
+    h = layers.dense(s.ch, 'dense_in', dtype=s.dtype)(_waves(flat, s.num_frequencies).astype(s.dtype))
+    for i in range(s.num_layers):
+      scale, shift = jnp.split(layers.dense(2 * s.ch, f'level_{i}', dtype=s.dtype)(level), 2, axis=1)
+      middle = layers.dense(s.ch, f'block_{i}_0', dtype=s.dtype)(nn.silu(h)) * (1 + scale) + shift
+      middle = layers.dropout(nn.silu(middle), s.dropout, layers.layer_keys(dropout_keys, i))
+      h = h + layers.dense(s.ch, f'block_{i}_1', 0.0, s.dtype)(middle)
+    difference = layers.dense(flat.shape[1], 'dense_out', 0.0, s.dtype)(nn.silu(h)).astype(jnp.float32)
+    return x + difference.reshape(x.shape)

@@ -25,6 +25,8 @@ class ResNetSettings:
     norm: 'none' or 'group' (32 groups).
     dropout: rate inside the blocks.
     use_scale: learned scale of each channel after each block's second convolution.
+    zero_init: each block's second convolution starts at zero.
+    level_act: what a block hears of the level passes through the activation once more, and the head's map has no bias.
     shortcut: 'conv' (3x3) or 'nin' (1x1) where a block changes the width.
     resample_with_conv: strided 3x3 convolution in place of average pooling.
     attention_resolutions: image sizes at which self-attention follows each block.
@@ -40,6 +42,8 @@ class ResNetSettings:
   norm: str = 'none'
   dropout: float = 0.0
   use_scale: bool = True
+  zero_init: bool = True
+  level_act: bool = False
   shortcut: str = 'conv'
   resample_with_conv: bool = False
   attention_resolutions: tuple[int, ...] = ()
@@ -48,7 +52,7 @@ class ResNetSettings:
 
 
 class Block(nn.Module):
-  """Residual block: norm, act, conv, + level, norm, act, dropout, conv that starts at zero."""
+  """Residual block: norm, act, conv, + level, norm, act, dropout, conv that may start at zero."""
 
   features: int
   attention: bool
@@ -62,7 +66,8 @@ class Block(nn.Module):
     h = (h + level[:, None, None, :]).astype(s.dtype)
     h = act(layers.norm(s.norm, h, 'norm_2'))
     h = layers.dropout(h, s.dropout, dropout_keys)
-    h = layers.Conv(self.features, init_scale=0.0, use_scale=s.use_scale, dtype=s.dtype, name='conv_2')(h)
+    scale = 0.0 if s.zero_init else 1.0
+    h = layers.Conv(self.features, init_scale=scale, use_scale=s.use_scale, dtype=s.dtype, name='conv_2')(h)
     if x.shape[-1] != self.features:
       if s.shortcut == 'conv':
         x = layers.Conv(self.features, dtype=s.dtype, name='shortcut')(x)
@@ -109,7 +114,8 @@ class ResNet(EnergyNetwork):
   def setup(self):
     s = self.settings
     blocks = tuple((block_name(i, j), s.ch * mult) for i, mult in enumerate(s.ch_mult) for j in range(s.num_res_blocks))
-    self.embedding = layers.LevelEmbedding(s.ch, (*blocks, ('head', s.ch * s.ch_mult[-1])), s.act, self.coordinates)
+    outputs = (*blocks, ('head', s.ch * s.ch_mult[-1]))
+    self.embedding = layers.LevelEmbedding(s.ch, outputs, s.act, self.coordinates, s.level_act)
     self.body = Body(s)
 
   def learned(self, y, level, dropout_keys):

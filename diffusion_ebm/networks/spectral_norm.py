@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 # Kernels that are left alone: the head's linear map and the attention's.
 _FREE = ('head', 'attn_q', 'attn_k', 'attn_v', 'attn_proj_out')
-# Kernels that start at zero are only kept from growing beyond one.
+# Kernels that may start at zero, and are then only kept from growing beyond one.
 _BOUNDED = ('conv_2',)
 
 
@@ -55,7 +55,7 @@ def iterate(params, u, num_iterations: int = 1):
   return traverse_util.unflatten_dict(u)
 
 
-def normalise(params, u):
+def normalise(params, u, bounded: bool = True):
   """Divides each kernel by its spectral norm `sigma = v W u`, gradients not through `u` and `v`.
 
   A kernel that starts at zero becomes `W / s * min(s, 1)` with `s = sigma + 1e-6`: bounded by one.
@@ -63,6 +63,7 @@ def normalise(params, u):
   Args:
     params: the network's parameters.
     u: vectors of `iterate`; empty for no normalisation.
+    bounded: whether the last convolution of each block starts at zero; otherwise it is divided like the others.
 
   Returns:
     Parameters for the network.
@@ -72,7 +73,7 @@ def normalise(params, u):
     w = flat[path].reshape(-1, flat[path].shape[-1])
     v = lax.stop_gradient(_unit(w @ vector))
     sigma = v @ w @ lax.stop_gradient(vector)
-    if path[-2] in _BOUNDED:
+    if bounded and path[-2] in _BOUNDED:
       sigma = sigma + 1e-6
       flat[path] = flat[path] / sigma * jnp.minimum(sigma, 1.0)
     else:

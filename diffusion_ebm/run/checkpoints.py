@@ -4,8 +4,8 @@ A checkpoint is a folder named after its step; it gets that name when all is wri
 `SHA256SUMS` of them all (for `sha256sum -c`), by which damage is found, and in `data/metadata` its format, the
 configuration, and the shape and type of each array.
 
-Formats: 1 had neither sums nor configuration. 2 is the present one. To change what a state holds, raise `FORMAT`;
-whoever restores says which fields older formats lack.
+Formats: 1 had neither sums nor configuration, 2 no proposal. 3 is the present one. To change what a state holds, raise
+`FORMAT`; whoever restores says which fields older formats lack.
 """
 
 import collections
@@ -29,7 +29,7 @@ from diffusion_ebm.run.errors import SaveError, UserError
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 _SUMS = 'SHA256SUMS'
 _FOREIGN = re.compile(r'\.DS_Store|\._.*|Thumbs\.db|desktop\.ini')
 _ATTEMPTS, _PAUSE = 20, 0.1

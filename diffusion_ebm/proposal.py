@@ -1,0 +1,59 @@
+"""The proposal of a chain: a normal density of `y_t` given `x_{t+1}`, from which a chain on the model starts.
+
+It learns from the chains alone: towards the sample into which each of its own was refined. It is no part of the
+energy-based model.
+
+Source: Zhu et al. 2024, Learning energy-based models by cooperative diffusion recovery likelihood, section 3.2.
+"""
+
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from diffusion_ebm.noise_levels import Levels, at
+
+
+class Proposal(struct.PyTreeNode):
+  """A normal density of `y_t` at each level; a tree whose leaves are the weights.
+
+  Its variance is that of `y_t` given `x_{t+1}` and the data.
+
+  Attributes:
+    weights: the network's parameters.
+    network: the Flax module, of `networks.make_proposal_network`.
+    levels: the noise levels.
+  """
+
+  weights: Any
+  network: Any = struct.field(pytree_node=False)
+  levels: Levels = struct.field(pytree_node=False)
+
+  def mean(self, x_next, t, dropout_keys=None):
+    """The mean of `y_t`, like `x_next` (B, ...), at levels int (B,); `dropout_keys` (B,) train with dropout."""
+    return self.network.apply({'params': self.weights}, x_next, t, dropout_keys)
+
+  def sample(self, x_next, t, noise, dropout_keys=None):
+    """`y_t`, like `x_next`, from standard normal `noise`, like `x_next`."""
+    return self.mean(x_next, t, dropout_keys) + at(self.levels.posterior_sigma, t, noise) * noise
+
+
+def teaching_loss(proposal: Proposal, x_next, y, t, noise, dropout_keys=None):
+  """How far the proposal's samples are from those into which chains have refined them.
+
+  Args:
+    proposal: the proposal; the gradient with respect to its weights is the one that counts.
+    x_next: `x_{t+1}`, (B, ...).
+    y: the ends of the chains that started at `proposal.sample` with the same arguments; held constant.
+    t: levels, int (B,).
+    noise: of the proposal's samples, like `x_next`.
+    dropout_keys: one for each example, (B,), or None for no dropout.
+
+  Returns:
+    Squared distances, (B,).
+
+  Source: Zhu et al. 2024, equation 11 and algorithm 1.
+  """
+  difference = proposal.sample(x_next, t, noise, dropout_keys) - jax.lax.stop_gradient(y)
+  return jnp.sum(difference**2, axis=tuple(range(1, difference.ndim)))
