@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import random_keys, sampling
+from diffusion_ebm import older_versions, random_keys, sampling
 from diffusion_ebm.run import parallel
 
 
@@ -11,6 +11,11 @@ def settings(config) -> sampling.Settings:
   """How samples are drawn."""
   s = config.sampling
   return sampling.Settings(max(s.generation_steps or s.num_steps, 0), s.noise_scale, s.denoise, s.denoise_factor)
+
+
+def inputs(config) -> dict:
+  """What samples depend on beside the checkpoint and the seed, for the records of results."""
+  return older_versions.without_later('sampling', settings(config)._asdict())
 
 
 def make_sampler(config, shape, batch_size: int, keep: tuple[int, ...] = ()):

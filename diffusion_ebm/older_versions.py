@@ -13,6 +13,7 @@ _LATER = {
   'model.normal_factor': 0,
   'model.zero_init': True,
   'proposal.name': '',
+  'sampling.denoise_factor': 1.0,
   'train.ema_warmup': False,
   'train.init_from': '',
   'train.level_weight': 'published',
@@ -28,6 +29,7 @@ _GONE = {
   'density.min_acceptance': None,
   'long_run.min_acceptance': None,
 }
+_LATER_VALUES = {(*name.split('.'), value) for name, value in _LATER.items()}
 # Fields that the training state of an older format of checkpoints lacks; they are zero when it is read.
 LACKING = {1: ('bad_steps', 'proposal'), 2: ('proposal',)}
 
@@ -42,7 +44,8 @@ def read_config(saved: dict) -> ml_collections.ConfigDict:
     key: {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()} if isinstance(value, dict) else value
     for key, value in saved.items()
   }
-  sections.setdefault('proposal', {})
+  if isinstance(sections.get('model'), dict):
+    sections.setdefault('proposal', {})
   for name, meant in _LATER.items():
     section, key = name.split('.')
     if isinstance(sections.get(section), dict):
@@ -56,6 +59,11 @@ def read_config(saved: dict) -> ml_collections.ConfigDict:
       if allowed is not None and value != allowed:
         raise UserError(f'{name} is {value!r}, but this version has only {allowed!r}: use an older one')
   return ml_collections.ConfigDict(sections)
+
+
+def without_later(section: str, values: dict) -> dict:
+  """Of a section's values, those that an older version would have noted for the same results."""
+  return {key: value for key, value in values.items() if (section, key, value) not in _LATER_VALUES}
 
 
 def fill_in(saved: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict, where: str):

@@ -12,6 +12,7 @@ import optax
 from diffusion_ebm import dual_score_matching, langevin, noise_levels, recovery, train_step
 from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.networks import mlp, resnet, spectral_norm
+from diffusion_ebm.proposal import Proposal
 from tests import testing
 
 SETTINGS = train_step.StepSettings(seed=3, num_langevin_steps=2, ema_decay=0.9, random_flip=False)
@@ -139,6 +140,71 @@ class TrainStepTest(absltest.TestCase):
     np.testing.assert_allclose(np.mean([m['loss'] for _, m in halves]), self.metrics['loss'], rtol=1e-4, atol=1e-6)
     mean = jax.tree.map(lambda a, b: (a + b) / 2, halves[0][0].params, halves[1][0].params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), mean, self.after.params)
+
+  @testing.long
+  def test_the_proposal_learns_from_its_own_chains_and_the_model_from_where_they_end(self):
+    network = mlp.ProposalMLP(mlp.ProposalMLPSettings(ch=8, dropout=0.5), tuple(range(6)))
+    settings = train_step.StepSettings(3, 2, 0.99, False, shared_noise=True, ema_warmup=True, micro_batches=2)
+    trainable = train_step.Trainable(
+      lambda params, u: Ebm(spectral_norm.normalise(params, u), self.network, self.levels),
+      self.tx,
+      lambda weights: Proposal(weights, network, self.levels),
+      optax.sgd(RATE),
+    )
+    state = train_step.init_state(
+      jax.random.key(0), self.network, self.tx, np.zeros(2), True, network, trainable.proposal_tx
+    )
+    step = jax.jit(functools.partial(train_step.train_step, trainable=trainable, settings=settings))
+    after, metrics = step(state, self.batch, jnp.arange(12))
+
+    # By hand: the same noise for both, a chain from the proposal, two losses.
+    key = jax.random.fold_in(jax.random.key(3), 0)
+    examples = [jax.random.fold_in(key, i) for i in range(12)]
+    keys = [jax.random.split(k, 6) for k in examples]
+    t = jnp.array([jax.random.randint(k[0], (), 0, 6) for k in keys])
+    eps = jnp.stack([jax.random.normal(k[2], (2,)) for k in keys])
+    z = jnp.stack([jax.random.normal(jax.random.fold_in(k, 8), (2,)) for k in examples])
+    dropout_keys = jnp.stack([k[5] for k in keys])
+    x_pos, x_next = (noise_levels.diffuse(self.levels, self.batch, level, eps) for level in (t, t + 1))
+    made = Proposal(state.proposal.params, network, self.levels)
+    start = made.sample(x_next, t, z, dropout_keys)
+    u = spectral_norm.iterate(state.params, state.spectral)
+    model = Ebm(spectral_norm.normalise(state.params, u), self.network, self.levels)
+    noise = langevin.normal_noise(jnp.stack([k[4] for k in keys]), (2,))
+    step_size = jnp.asarray(np.sqrt(self.levels.step_variance), jnp.float32)[t, None]
+    y = langevin.unadjusted_chain(lambda y: model.at(t).conditional_score(y, x_next), start, step_size, noise, 2)
+
+    def teaching(weights):
+      made = Proposal(weights, network, self.levels)
+      return jnp.mean(jnp.sum((made.sample(x_next, t, z, dropout_keys) - y) ** 2, axis=1))
+
+    def energy(params):
+      model = Ebm(spectral_norm.normalise(params, u), self.network, self.levels)
+      return jnp.mean(recovery.recovery_loss(model, x_pos, self.levels.to_x(y, t), t)[0])
+
+    for name, loss, before, now in (
+      ('proposal_', teaching, state.proposal, after.proposal),
+      ('', energy, state, after),
+    ):
+      value, grads = jax.value_and_grad(loss)(before.params)
+      np.testing.assert_allclose(metrics[f'{name}loss'], value, rtol=1e-3, atol=1e-6)
+      np.testing.assert_allclose(metrics[f'{name}grad_norm'], optax.tree.norm(grads), rtol=1e-3)
+      moved = jax.tree.map(lambda a, b: (b - a) / RATE, now.params, before.params)
+      jax.tree.map(lambda m, g: np.testing.assert_allclose(m, g, rtol=1e-2, atol=1e-4), moved, grads)
+      average = jax.tree.map(lambda old, new: (2 * old + 9 * new) / 11, before.params, now.params)
+      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), now.ema_params, average)
+    distance = np.linalg.norm(self.levels.to_x(y - start, t), axis=1)
+    np.testing.assert_allclose(
+      metrics['level_displacement'], np.bincount(t, distance, minlength=6), rtol=1e-3, atol=1e-6
+    )
+
+    # What is wrong with the proposal alone keeps both as they were.
+    poisoned = state.replace(
+      proposal=state.proposal.replace(params=jax.tree.map(lambda a: a * jnp.nan, state.proposal.params))
+    )
+    skipped, metrics = step(poisoned, self.batch, jnp.arange(12))
+    self.assertEqual(int(metrics['bad_steps']), 1)
+    jax.tree.map(np.testing.assert_array_equal, skipped.params, state.params)
 
   @testing.long
   def test_score_matching_is_done_on_the_same_data_without_a_chain(self):

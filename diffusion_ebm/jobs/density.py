@@ -76,7 +76,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
 def _inputs(config, source, step, seed):
   """What the results depend on."""
   of_data = features.data_key(config.data, {config.density.split: source})
-  drawn = generate.settings(config)._asdict()
+  drawn = generate.inputs(config)
   return {'step': step, 'seed': seed, 'density': config.density.to_dict(), 'data': of_data, 'sampling': drawn}
 
 

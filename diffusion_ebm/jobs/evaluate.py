@@ -12,7 +12,7 @@ import numpy as np
 from sklearn import neighbors
 
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import data, generate, level_pictures, preprocessing, trained
+from diffusion_ebm import data, generate, level_pictures, older_versions, preprocessing, trained
 from diffusion_ebm import model as model_lib
 from diffusion_ebm.evaluate import feature_statistics, features, reference, report, results, scores
 from diffusion_ebm.run import checkpoints, files, interrupts, parallel, pictures, writers
@@ -137,7 +137,9 @@ def _inputs(config, compared) -> dict:
   """What the scores depend on beside the checkpoint; the order is part of the name that older records have for it."""
   inputs = {
     'eval': reference.measure(config.eval),
-    'sampling': {key: value for key, value in config.sampling.items() if key not in _NOT_OF_SAMPLES},
+    'sampling': older_versions.without_later(
+      'sampling', {key: value for key, value in config.sampling.items() if key not in _NOT_OF_SAMPLES}
+    ),
     'features': compared.extractor.key,
     'data': features.data_key(config.data, {})[0],
   }

@@ -44,7 +44,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
   densities = level_pictures.grid_densities(ebm, config.data.distribution, _GRID)
   keep = sampling.shown_levels(ebm.levels.num_models)
   folder = workdir_lib.make(workdir, 'density')
-  inputs = {'step': step, 'seed': seed, 'grid': _GRID, 'sampling': generate.settings(config)._asdict()}
+  inputs = {'step': step, 'seed': seed, 'grid': _GRID, 'sampling': generate.inputs(config)}
   base = workdir_lib.claim(folder, 'grid', inputs, ('.png',))
   record = {'step': step, 'levels': keep[:-1], 'kl': densities.kl.tolist(), 'grid': _GRID, 'inputs': inputs}
   files.write_json(base + '.json', record)

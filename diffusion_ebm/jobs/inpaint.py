@@ -89,7 +89,7 @@ def _inputs(config, mask, hidden, elsewhere, originals, seed, step):
     'fingerprint': files.digest(originals),
     'completions': config.inpaint.completions,
     'repeats': config.inpaint.repeats,
-    'sampling': generate.settings(config)._asdict(),
+    'sampling': generate.inputs(config),
   }
 
 

@@ -47,7 +47,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
   strips = preprocessing.to_stored(path.reshape(-1, *shape)).reshape(path.shape)
 
   inputs = {'step': step, 'seed': seed, 'num_strips': len(strips), 'frames': strips.shape[1]}
-  inputs['sampling'] = generate.settings(config)._asdict()
+  inputs['sampling'] = generate.inputs(config)
   base = workdir_lib.claim(folder, f'interpolation_{workdir_lib.label(step, seed)}', inputs, ('.npz', '.png'))
   files.write_npz(base + '.npz', {'strips': strips, 'fractions': fractions})
   files.write_png(base + '.png', pictures.image_grid(strips[:_NUM_SHOWN].reshape(-1, *shape), strips.shape[1]))

@@ -105,7 +105,7 @@ def _start(config, ebm, proposal, shape, folder, seed) -> float:
   described = {
     key: list(value) if isinstance(value, tuple) else value for key, value in settings.items() if key not in _FREE
   }
-  described['sampling'] = generate.settings(config)._asdict()
+  described['sampling'] = generate.inputs(config)
   path = os.path.join(folder, 'progress.json')
   record = _read_progress(path)
   if record is not None:

@@ -46,7 +46,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
   densities = level_pictures.grid_densities(ebm, config.data.distribution) if config_lib.is_vector(config) else None
   if not parallel.is_first():
     return samples
-  inputs = {'step': step, 'seed': seed, 'num_samples': len(samples), 'sampling': generate.settings(config)._asdict()}
+  inputs = {'step': step, 'seed': seed, 'num_samples': len(samples), 'sampling': generate.inputs(config)}
   name, folder = f'samples_{workdir_lib.label(step, seed)}', workdir_lib.samples_dir(workdir)
   base = workdir_lib.claim(folder, name, inputs, ('.npz', '.png', '_levels.png'))
   files.write_npz(base + '.npz', {'samples': samples})
