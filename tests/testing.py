@@ -179,9 +179,19 @@ def contents(folder):
   return files
 
 
+def devices_config(num_steps):
+  """Digits with a proposal, all of whose options that draw random numbers are on."""
+  config = digits_config(num_steps=num_steps, checkpoint_every=num_steps // 2, sample_every=num_steps, log_every=5)
+  config.train.shared_noise = True
+  # Wide enough for groups of several channels: before a norm of one alone, a bias has no gradient but its rounding.
+  config.proposal.update({'name': 'unet', 'ch': 40, 'ch_mult': (1,), 'num_res_blocks': 1, 'attention_resolutions': ()})
+  config.proposal.update({'warmup_steps': 1, 'learning_rate': 1e-3})
+  return config
+
+
 def train_on_devices(folder, num_steps):
   """For a process of its own with 8 devices: trains and samples on 1, 2, 4 and 8 of them."""
-  config = digits_config(num_steps=int(num_steps), checkpoint_every=10, sample_every=int(num_steps), log_every=5)
+  config = devices_config(int(num_steps))
   devices = jax.devices()
   no_picture = mock.patch.object(train, '_make_picture', lambda *_: lambda *_: None)
   for number in (1, 2, 4, 8):

@@ -30,7 +30,7 @@ TOLERANCE = 1e-5
 
 
 def config():
-  return testing.digits_config(num_steps=NUM_STEPS, checkpoint_every=HALF, sample_every=NUM_STEPS, log_every=5)
+  return testing.devices_config(NUM_STEPS)
 
 
 def free_port():
@@ -91,7 +91,7 @@ class DevicesTest(CodesTest):
   def assert_same(self, workdir, other, step=NUM_STEPS):
     (ours, read), (theirs, _) = (testing.restore(config(), each, step) for each in (workdir, other))
     self.assertEqual((int(ours.step), read), (step, step))
-    for tree in ('params', 'ema_params', 'opt_state', 'spectral'):
+    for tree in ('params', 'ema_params', 'opt_state', 'spectral', 'proposal'):
       a, b = getattr(ours, tree), getattr(theirs, tree)
       self.assertLess(optax.tree.norm(jax.tree.map(jnp.subtract, a, b)), TOLERANCE * optax.tree.norm(b), tree)
       # The smallest arrays move the most: 20 steps of Adam amplify the rounding of their sums.
