@@ -12,13 +12,13 @@ import numpy as np
 from sklearn import neighbors
 
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import data, generate, level_pictures, older_versions, preprocessing, trained
+from diffusion_ebm import generate, level_pictures, scoring, trained
 from diffusion_ebm import model as model_lib
-from diffusion_ebm.evaluate import feature_statistics, features, reference, report, results, scores
-from diffusion_ebm.run import checkpoints, files, interrupts, parallel, pictures, writers
+from diffusion_ebm.evaluate import feature_statistics, reference, report, results, scores
+from diffusion_ebm.run import checkpoints, files, interrupts, pictures, writers
 from diffusion_ebm.run import workdir as workdir_lib
 from diffusion_ebm.run.errors import InterruptedRun, UserError
-from diffusion_ebm.run.progress import Progress, doing
+from diffusion_ebm.run.progress import doing
 
 _log = logging.getLogger(__name__)
 
@@ -26,8 +26,6 @@ _NUM_IN_GRID, _NUM_QUERIES, _NUM_NEIGHBOURS = 100, 8, 7
 # A checkpoint that is being deleted is gone after a moment.
 _READ_ATTEMPTS, _READ_PAUSE = 3, 1.0
 _POLL_SECONDS = 5.0  # between two looks for new checkpoints
-# Keys of the `sampling` section that the samples do not depend on.
-_NOT_OF_SAMPLES = ('batch_size', 'num_samples')
 
 
 class _Evaluation(NamedTuple):
@@ -99,53 +97,20 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
       if number := stop_requested():
         raise interrupts.stopped(number, 'stopped; what is scored is kept: run the same command again to go on')
 
-    cache, load_sources = workdir_lib.make_cache(workdir), functools.partial(_load_sources, config)
+    cache, load_sources = workdir_lib.make_cache(workdir), functools.partial(scoring.load_sources, config)
     compared = reference.make(config.eval, config.data, load_sources, cache, check_stop)
-    inputs = _inputs(config, compared)
+    inputs = scoring.inputs(config, compared)
     number = workdir_lib.claim_number(folder, 'report', inputs)
     settings = feature_statistics.key(*inputs.values())
     evaluation = _Evaluation(config, workdir, folder, compared, settings, number, check_stop)
     doing('building the network')
     model = model_lib.build(config)
-    sampler = generate.make_sampler(config, model.shape, _batch_size(config))
+    sampler = generate.make_sampler(config, model.shape, scoring.batch_size(config))
     _write_report(evaluation)
     for step_to_score in _steps_to_score(evaluation, step):
       _score(evaluation, model, sampler, step_to_score, raise_errors=step is not None)
       _write_report(evaluation)
   _log.info('results in %s, report in %s', evaluation.results, evaluation.path('report', '.html'))
-
-
-def _batch_size(config):
-  return parallel.up_to_devices(min(config.eval.num_samples, config.sampling.batch_size))
-
-
-def _load_sources(config):
-  """Both splits; None for one that is neither there nor needed."""
-  needed, sources = ('train', reference.split(config.eval, config.data)), {}
-  for split in ('train', 'test'):
-    try:
-      sources[split] = data.load_source(config.data, split)
-    except UserError as error:
-      if split in needed:
-        raise
-      _log.info('no baseline of real data: %s', error)
-      sources[split] = None
-  return sources
-
-
-def _inputs(config, compared) -> dict:
-  """What the scores depend on beside the checkpoint; the order is part of the name that older records have for it."""
-  inputs = {
-    'eval': reference.measure(config.eval),
-    'sampling': older_versions.without_later(
-      'sampling', {key: value for key, value in config.sampling.items() if key not in _NOT_OF_SAMPLES}
-    ),
-    'features': compared.extractor.key,
-    'data': features.data_key(config.data, {})[0],
-  }
-  if compared.fingerprints:  # sets that cannot change have none: their results stay valid
-    inputs['fingerprints'] = compared.fingerprints
-  return inputs
 
 
 # What to score.
@@ -247,32 +212,17 @@ def _read(evaluation, model, step):
 def _scores(evaluation, generator, sampler, step):
   """Draws the samples, writes their pictures, and returns the rest of the record."""
   config, compared = evaluation.config.eval, evaluation.reference
-  count, batch_size = config.num_samples, _batch_size(evaluation.config)
-  progress = Progress(f'sampling at step {step}', count, unit='sample')
-  parts, samples, seconds = [], [], [0.0, 0.0]
-  for first in range(0, count, batch_size):
-    evaluation.check_stop()
-    began = time.monotonic()
-    x, _ = sampler(*generator, config.seed, first, min(batch_size, count - first))
-    features.check_finite(x)
-    stored = preprocessing.to_stored(x)
-    drawn = time.monotonic()
-    parts.append(compared.extract(stored))
-    if first:  # the first batch pays for the compilation
-      seconds[0] += drawn - began
-      seconds[1] += time.monotonic() - drawn
-    if config.save_samples or sum(map(len, samples)) < _NUM_IN_GRID or stored.ndim == 2:
-      samples.append(stored)
-    progress.update(len(x))
-    progress.line(always=first == 0)
-  progress.close()
-  rows, logits = reference.joined(parts)
-  _write_samples(evaluation, step, np.concatenate(samples), rows)
-  timed = max(count - batch_size, 0)
-  rates = {
-    name: timed / spent if timed else None
-    for name, spent in zip(('samples_per_s', 'features_per_s'), seconds, strict=True)
-  }
+  count = config.num_samples
+  drawn = scoring.draw(
+    evaluation.config,
+    compared,
+    sampler,
+    generator,
+    f'sampling at step {step}',
+    count if config.save_samples or config_lib.is_vector(evaluation.config) else _NUM_IN_GRID,
+    evaluation.check_stop,
+  )
+  _write_samples(evaluation, step, drawn.samples, drawn.features)
   _log.info('scores of %d samples', count)
   return {
     'num_data': compared.real.count,
@@ -282,8 +232,8 @@ def _scores(evaluation, generator, sampler, step):
     'extractor': compared.extractor.name,
     'split': compared.split,
     **compared.extractor.notes,
-    **compared.score(rows, logits),
-    **rates,
+    **compared.score(drawn.features, drawn.logits),
+    **drawn.rates,
     'baselines': compared.baselines,
   }
 

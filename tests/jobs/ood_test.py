@@ -10,8 +10,8 @@ from absl.testing import absltest
 import numpy as np
 from PIL import Image
 
-from diffusion_ebm import trained
-from diffusion_ebm.jobs import evaluate, ood
+from diffusion_ebm import scoring, trained
+from diffusion_ebm.jobs import ood
 from diffusion_ebm.run import files
 from diffusion_ebm.run.errors import UserError
 from tests import testing
@@ -173,9 +173,9 @@ class OodTest(absltest.TestCase):
     # Scores of different test splits never count for each other; training goes on with its own.
     compared = mock.Mock()
     compared.extractor.key = 'pixels'
-    inputs = evaluate._inputs(config, compared)
+    inputs = scoring.inputs(config, compared)
     config.data.test_split = 'holdout'
-    self.assertNotEqual(evaluate._inputs(config, compared), inputs)
+    self.assertNotEqual(scoring.inputs(config, compared), inputs)
 
   def test_too_few_examples_are_refused(self):
     with self.assertRaisesRegex(UserError, r'ood\.num_examples is 1, but must be at least 2'):
