@@ -27,6 +27,7 @@ _JOBS = {
   'inpaint': 'inpaint',
   'interpolate': 'interpolate',
   'ood': 'ood',
+  'steps': 'steps',
 }
 _SEVERAL_PROCESSES = ('train', 'sample')
 
@@ -38,6 +39,7 @@ _SHORT_NAMES = {
     'interpolate': 'interpolate.num_strips',
     'ood': 'ood.num_examples',
     'eval': 'eval.num_samples',
+    'steps': 'eval.num_samples',
   },
   'mask': {'inpaint': 'inpaint.mask'},
   'images': {'inpaint': 'inpaint.images'},
@@ -49,7 +51,9 @@ _SHORT_NAMES = {
 
 _MODE = flags.DEFINE_enum('mode', 'train', tuple(_JOBS), 'What to do.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, samples and logs go.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the random numbers; training has --config.seed, eval --config.eval.seed.')
+_SEED = flags.DEFINE_integer(
+  'seed', 0, 'Of the random numbers; training has --config.seed, eval and steps --config.eval.seed.'
+)
 _STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the newest by default, for eval all.')
 _DISTRIBUTED = flags.DEFINE_boolean(
   'distributed', False, 'Several processes, found by JAX itself: TPU pods, SLURM, Open MPI, Kubernetes.'
@@ -93,8 +97,8 @@ def main():
     workdir = paths.workdir(_WORKDIR.value or '')
     if not workdir:
       raise UserError('--workdir is missing: name the folder for checkpoints, samples and logs')
-    if _MODE.value == 'eval' and flags.FLAGS['seed'].present:
-      raise UserError('--seed is not for --mode=eval: set --config.eval.seed')
+    if _MODE.value in ('eval', 'steps') and flags.FLAGS['seed'].present:
+      raise UserError(f'--seed is not for --mode={_MODE.value}: set --config.eval.seed')
     command_line.apply_short_names(config, _SHORT_NAMES, _MODE.value)
     compilation.use_cache()
     with progress.never_silent(f'{_MODE.value} in {workdir}'):

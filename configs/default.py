@@ -162,4 +162,8 @@ def get_config():
   evaluation.baselines = True  # score simple generators beside the model
   evaluation.save_samples = False  # as eval/samples_STEP.npz
   evaluation.max_wait_minutes = 60.0  # for a checkpoint of a training that has not ended; 0 for what is there
+
+  # The Frechet distance over gradients an image: samples and scores are those of the `eval` section.
+  config.steps = ml_collections.ConfigDict()
+  config.steps.num_steps = (0, 1, 2, 5, 15, 30)  # K, Langevin steps at each level, with and without the proposal
   return config

@@ -41,7 +41,7 @@ _FREE = {
   'train.max_bad_steps',
 }
 # Sections of jobs that work on a trained run: they say nothing about it.
-_FREE_SECTIONS = ('inpaint', 'interpolate', 'ood', 'eval', 'density', 'long_run')
+_FREE_SECTIONS = ('inpaint', 'interpolate', 'ood', 'eval', 'density', 'long_run', 'steps')
 # Of the `model` section, what fits any weights.
 _NOT_OF_WEIGHTS = ('model.dtype', 'model.dropout', 'model.remat', 'proposal.dropout')
 MAX_COMPLETIONS = 1024
@@ -164,6 +164,7 @@ RULES = (
     'density.data_steps',
     'long_run.level',
     'long_run.step_size',
+    'steps.num_steps',
   ),
   *_at_least(-1, 'sampling.generation_steps'),
   *_at_least(

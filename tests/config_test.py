@@ -268,6 +268,7 @@ class CheckTest(parameterized.TestCase):
     ('eval.seed', -1),
     ('eval.batch_size', 0),
     ('eval.max_wait_minutes', -1.0),
+    ('steps.num_steps', (5, -1)),
   )
   def test_a_bad_value_is_named(self, key, value):
     config = digits.get_config()

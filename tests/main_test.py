@@ -91,6 +91,10 @@ class WrongTest(absltest.TestCase):
       ([workdir, digits, '--mode=ood', '--seed=-1'], r'--seed is -1'),
       ([workdir, digits, '--mode=eval'], r'/run holds no run: train first'),
       ([workdir, digits, '--mode=eval', '--seed=1'], r'--seed is not for --mode=eval: set --config\.eval\.seed'),
+      ([workdir, digits, '--mode=steps'], r'/run has no checkpoint: train first'),
+      ([workdir, digits, '--mode=steps', '--seed=1'], r'--seed is not for --mode=steps: set --config\.eval\.seed'),
+      ([workdir, digits, '--mode=steps', '--num_samples=9'], r'configuration: eval\.num_samples is 9, but must be'),
+      ([workdir, digits, '--mode=steps', '--config.steps.num_steps=()'], r'steps\.num_steps names no number of steps'),
       (
         [f'--workdir={self.folder}/saved', '--mode=eval', '--num_samples=9'],
         r'configuration: eval\.num_samples is 9, but must be',

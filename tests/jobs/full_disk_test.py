@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion_ebm.evaluate import classifier
-from diffusion_ebm.jobs import density, evaluate, inpaint, interpolate, long_run, ood, sample
+from diffusion_ebm.jobs import density, evaluate, inpaint, interpolate, long_run, ood, sample, steps
 from diffusion_ebm.run import errors
 from tests import testing
 from tests.jobs.evaluation_kills import eval_config
@@ -81,6 +81,12 @@ class FullDiskTest(absltest.TestCase):
     workdir = self.try_out(evaluate, eval_config(save_samples=True))
     with open(os.path.join(workdir, 'eval', 'results.jsonl'), encoding='utf-8') as file:
       self.assertLen(file.readlines(), 1)
+
+  @testing.long
+  def test_scores_over_steps(self):
+    config = eval_config()
+    config.steps.num_steps = (1,)
+    self.try_out(steps, config)
 
   @testing.long
   def test_images_that_are_not_data(self):

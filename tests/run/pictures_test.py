@@ -45,6 +45,17 @@ class PicturesTest(absltest.TestCase):
       picture = pictures.histograms({'test': near, 'noise': near - 1e4}, 'log density')
     self.assertEqual(picture.ndim, 3)
 
+  def test_distances_are_drawn_from_no_gradient_on_and_those_that_are_none_are_gaps(self):
+    x, y = np.array([0, 6, 12.0]), np.array([30, 20, 10.0])
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')
+      whole, gap, empty = (pictures.distance_curves({'a': (x, each * y)}, 't') for each in (1, [1, 1, np.nan], np.nan))
+      pictures.distance_curves({'a': (x[:1], y[:1])}, 't')
+    self.assertEqual(whole.shape, (400, 560, 3))
+    blue = [np.sum(np.all(picture == [31, 119, 180], axis=2)) for picture in (whole, gap, empty)]
+    self.assertGreater(blue[0], blue[1])
+    self.assertGreater(blue[1], blue[2])
+
 
 class BackendTest(parameterized.TestCase):
   @parameterized.parameters('nonsense', 'module://nowhere', 'tkagg')

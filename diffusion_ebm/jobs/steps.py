@@ -1,0 +1,191 @@
+"""The steps job: how good samples are for how many gradients, from the proposal and without it."""
+
+import contextlib
+import csv
+import functools
+import io
+import logging
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusion_ebm import generate, scoring, trained
+from diffusion_ebm.evaluate import reference
+from diffusion_ebm.run import files, interrupts, pictures
+from diffusion_ebm.run import workdir as workdir_lib
+from diffusion_ebm.run.errors import InterruptedRun, UserError
+from diffusion_ebm.run.progress import Progress
+
+_log = logging.getLogger(__name__)
+
+# Keys of the `sampling` section that each row has its own value for.
+_OF_ROWS = ('num_steps', 'generation_steps')
+
+
+class Row(NamedTuple):
+  """Scores of samples drawn in one way; None where there is none.
+
+  Attributes:
+    proposal: whether the chains start at the proposal, or at the sample of the level above.
+    num_steps: K, Langevin steps at each level; 0 for the proposal's samples as they are or, without one, the normal
+      approximation.
+    gradients: energy gradients an image.
+    proposal_evaluations: evaluations of the proposal an image.
+    frechet_distance: from the data; None where the chains diverged.
+    precision: likewise, and None of few examples.
+    recall: likewise.
+    samples_per_s: without the first batch, which compiles; None where it was all.
+  """
+
+  proposal: bool
+  num_steps: int
+  gradients: int
+  proposal_evaluations: int
+  frechet_distance: float | None = None
+  precision: float | None = None
+  recall: float | None = None
+  samples_per_s: float | None = None
+
+  @property
+  def curve(self) -> str:
+    if self.proposal:
+      return 'from the proposal'
+    return 'from the noisier sample' if self.num_steps else 'normal approximation'
+
+
+def run(config, workdir: str, seed: int = 0, step: int | None = None) -> list[Row]:
+  """Scores samples drawn with each number of Langevin steps, with the proposal, where the run has one, and without it.
+
+  Writes to `steps/` in the workdir: `steps_STEP.csv`, a line for each `Row`; `steps_STEP.png`, the Frechet distance
+  over gradients an image; `steps_STEP.json`, what they depend on. A number follows these names where there are results
+  of other inputs. The job may be stopped at any moment; the same command goes on, and with other
+  `config.steps.num_steps` adds rows.
+
+  Args:
+    config: the configuration; the `eval` section says how many samples are drawn, from which seed, and how they are
+      scored. The `train` section and how samples are drawn need not be the workdir's.
+    workdir: of a training job.
+    seed: of no use; the `eval` section has its own.
+    step: the checkpoint's, or None for the newest.
+
+  Returns:
+    What is in the `.csv`: first the rows with the proposal, each by the number of steps.
+
+  Raises:
+    UserError: something that the user can mend.
+    InterruptedRun: Ctrl-C or SIGTERM; finished rows are kept.
+  """
+  del seed
+  if not config.steps.num_steps:
+    raise UserError('--config.steps.num_steps names no number of steps: set it, as --config.steps.num_steps="(0,5,30)"')
+  model = trained.load(config, workdir, step)
+  config, step = model.config, model.step
+  config.eval.baselines = False
+  folder = workdir_lib.make(workdir, 'steps')
+  with interrupts.requested() as stop_requested:
+
+    def check_stop():
+      if number := stop_requested():
+        raise interrupts.stopped(number, 'stopped; finished rows are kept: run the same command again to go on')
+
+    cache, load_sources = workdir_lib.make_cache(workdir), functools.partial(scoring.load_sources, config)
+    compared = reference.make(config.eval, config.data, load_sources, cache, check_stop)
+    inputs = {'step': step, **scoring.inputs(config, compared, _OF_ROWS)}
+    base = workdir_lib.claim(folder, f'steps_{step}', inputs, ('.csv', '.png'))
+    rows = _measure(model, compared, base + '.csv', check_stop)
+  title = f'step {step}: {config.eval.num_samples} samples, {compared.split} split, {compared.extractor.name} features'
+  files.write_png(base + '.png', pictures.distance_curves(_curves(rows), title))
+  _log.info('results in %s.csv, picture in %s.png', base, base)
+  return rows
+
+
+def _measure(model, compared, path, check_stop) -> list[Row]:
+  """All rows, in their order: those of the file, and those that it lacks, each in the file once it is done."""
+  rows, asked = _read(path), _asked(model)
+  missing = [row for row in asked if row[:2] not in rows]
+  work, left = (sum(row.gradients for row in each) for each in (asked, missing))
+  with contextlib.closing(Progress('steps', work, work - left, shown=False)) as progress:
+    for row in missing:
+      rows[row[:2]] = _score(model, compared, row, check_stop)
+      _write(path, rows)
+      progress.update(row.gradients)
+      progress.line('gradients an image')
+  return _in_order(rows)
+
+
+def _asked(model) -> list[Row]:
+  """The rows that the configuration asks for, without scores."""
+  num_levels, denoised = model.ebm.levels.num_models, int(model.config.sampling.denoise)
+  rows = []
+  for proposal in (True, False) if model.proposal else (False,):
+    for num_steps in sorted(set(model.config.steps.num_steps)):
+      each_level = num_steps if proposal else max(num_steps, 1)  # the normal approximation takes one gradient
+      rows.append(Row(proposal, num_steps, each_level * num_levels + denoised, num_levels if proposal else 0))
+  return rows
+
+
+def _score(model, compared, row, check_stop) -> Row:
+  """The row with its scores; without them, and with a warning, where the chains diverge."""
+  config = model.config.copy_and_resolve_references()
+  config.sampling.generation_steps = row.num_steps or -1
+  sampler = generate.make_sampler(config, model.shape, scoring.batch_size(config))
+  what, generator = f'K {row.num_steps}, {row.curve}', (model.ebm, model.proposal if row.proposal else None)
+  try:
+    drawn = scoring.draw(config, compared, sampler, generator, what, 0, check_stop)
+  except UserError as error:
+    if isinstance(error, InterruptedRun):
+      raise
+    _log.warning('%s: %s', what, error)
+    return row
+  _log.info('%s: scores of %d samples', what, len(drawn.features))
+  scores = compared.score(drawn.features, drawn.logits)
+  if not math.isfinite(scores['fid']):
+    _log.warning('%s: the Frechet distance is not finite', what)
+    return row
+  _log.info('%s: Frechet distance %.4g for %d gradients an image', what, scores['fid'], row.gradients)
+  return row._replace(
+    frechet_distance=scores['fid'],
+    precision=scores['precision'],
+    recall=scores['recall'],
+    samples_per_s=drawn.rates['samples_per_s'],
+  )
+
+
+def _curves(rows) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Curve to gradients and distances."""
+  curves = {}
+  for row in rows:
+    curves.setdefault(row.curve, []).append((row.gradients, row.frechet_distance))
+  return {name: tuple(np.array(points, float).T) for name, points in curves.items()}
+
+
+# The file.
+
+
+def _in_order(rows) -> list[Row]:
+  return sorted(rows.values(), key=lambda row: (not row.proposal, row.num_steps))
+
+
+def _write(path, rows):
+  text = io.StringIO()
+  csv.writer(text, lineterminator='\n').writerows([Row._fields, *_in_order(rows)])
+  files.write_text(path, text.getvalue())
+
+
+def _read(path) -> dict[tuple[bool, int], Row]:
+  """`(proposal, num_steps)` to row; {} if there is no file."""
+  try:
+    with open(path, newline='', encoding='utf-8') as file:
+      rows = [_row(**each) for each in csv.DictReader(file)]
+  except FileNotFoundError:
+    return {}
+  except (ValueError, TypeError, csv.Error) as error:
+    raise UserError(f'{path} cannot be read ({error}): delete it to start again') from error
+  return {row[:2]: row for row in rows}
+
+
+def _row(proposal, num_steps, gradients, proposal_evaluations, **scores) -> Row:
+  """A row from the texts of its fields."""
+  counts = map(int, (num_steps, gradients, proposal_evaluations))
+  return Row(proposal == 'True', *counts, **{name: float(text) if text else None for name, text in scores.items()})
