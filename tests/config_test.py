@@ -313,13 +313,15 @@ class RulesTest(absltest.TestCase):
     super().setUp()
     self.defaults = dict(config_lib.flatten(default.get_config().to_dict()))
     # Between them every rule applies to one; of each, no value is wrong.
-    self.configs = [config_lib.resolve(get(name)) for name in ('digits', 'toy2d', 'digits_density')]
+    self.configs = [
+      config_lib.resolve(get(name)) for name in ('digits', 'toy2d', 'digits_density', 'digits_cdrl', 'toy2d_cdrl')
+    ]
 
   def broken(self, rule, config):
     """`(config, said)`: with a value that breaks the rule, of the type of the key's default, and what is said of it."""
     value = self.defaults[rule.key]
     kind = int if isinstance(value, list) else type(value)
-    candidates = {bool: (False, True), str: ('', 'nonsense', 'resnet', 'inception', 'step_size')}.get(
+    candidates = {bool: (False, True), str: ('', 'nonsense', 'resnet', 'unet', 'inception', 'step_size')}.get(
       kind, (-2, -1, 0, 1, 2, 3, 4, 1001, 2000)
     )
     wrong = next(kind(each) for each in candidates if not rule.holds(kind(each)))
