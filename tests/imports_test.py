@@ -23,6 +23,7 @@ METHOD = {
   'interpolation',
   'marginal_density',
   'preprocessing',
+  'proposal',
   'random_keys',
   'training_metrics',
 }
