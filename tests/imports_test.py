@@ -17,7 +17,6 @@ METHOD = {
   'dual_score_matching',
   'train_step',
   'optimizer',
-  'proposal',
   'sampling',
   'inpainting',
   'interpolation',
