@@ -17,6 +17,7 @@ METHOD = {
   'dual_score_matching',
   'train_step',
   'optimizer',
+  'proposal',
   'sampling',
   'inpainting',
   'interpolation',

@@ -1,22 +1,17 @@
 """The published weights of the Inception network: fetched, checked, and read without executing what is in them."""
 
-import collections
 import functools
 import hashlib
-import io
 import logging
-import math
 import os
-import pickle
 import urllib.request
-import zipfile
 
 from flax import traverse_util
 import jax
 import numpy as np
 
 from diffusion_ebm.evaluate import inception
-from diffusion_ebm.run import files, paths
+from diffusion_ebm.run import files, paths, torch_file
 from diffusion_ebm.run.errors import UserError
 from diffusion_ebm.run.progress import Progress
 
@@ -34,20 +29,6 @@ _BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var')
 _UNUSED = '.num_batches_tracked'
 _FAULTS_SHOWN = 2
 _CHUNK = 2**20
-
-# The first object in a file of PyTorch before 1.6.
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_DTYPES = {
-  'FloatStorage': '<f4',
-  'DoubleStorage': '<f8',
-  'HalfStorage': '<f2',
-  'LongStorage': '<i8',
-  'IntStorage': '<i4',
-  'ShortStorage': '<i2',
-  'ByteStorage': 'u1',
-  'CharStorage': 'i1',
-  'BoolStorage': '?',
-}
 
 
 def find(path: str) -> str:
@@ -107,7 +88,7 @@ def load(path: str):
     UserError: the file is not one of Inception weights.
   """
   try:
-    return from_arrays(read_torch(path))
+    return from_arrays(torch_file.read_arrays(path, _MAX_BYTES))
   except Exception as error:  # a damaged file may lead to anything
     cause, kind = ' '.join(f'{error}'.split())[:300] or type(error).__name__, files.mistaken_for(path)
     if kind not in ('', files.PICKLE):  # older files of PyTorch are pickles
@@ -179,96 +160,3 @@ def _shapes():
       shapes[f'{layer}.conv.weight'] = (*width, channels, height, breadth)
       shapes |= {f'{layer}.bn.{part}': width for part in _BATCH_NORM}
   return shapes
-
-
-def read_torch(path: str) -> dict[str, np.ndarray]:
-  """Reads a dictionary of tensors as `torch.save` writes it, without PyTorch.
-
-  Nothing in the file is executed: the only names that its pickle may call are those that rebuild a tensor.
-
-  Raises:
-    pickle.UnpicklingError: the pickle calls anything else.
-    ValueError: it is another kind of file, or too large.
-    Exception: of any kind, where the file is damaged.
-  """
-  _check_size(os.path.getsize(path))
-  if zipfile.is_zipfile(path):
-    with zipfile.ZipFile(path) as archive:
-      _check_size(sum(entry.file_size for entry in archive.infolist()))
-      pickled = next((name for name in archive.namelist() if name.endswith('/data.pkl')), None)
-      if pickled is None:
-        raise ValueError('a zip without data.pkl')
-      root = pickled.removesuffix('data.pkl')
-      if f'{root}constants.pkl' in archive.namelist():
-        raise ValueError('it is a program (TorchScript)')
-      tensors = _Unpickler(io.BytesIO(archive.read(pickled))).load()
-      return _resolve(tensors, lambda storage: archive.read(f'{root}data/{storage.key}'))
-  with open(path, 'rb') as file:
-    if _Unpickler(file).load() != _LEGACY_MAGIC:
-      raise ValueError('not a file of PyTorch')
-    _Unpickler(file).load()  # version of the protocol
-    _Unpickler(file).load()  # sizes of C types
-    unpickler = _Unpickler(file)
-    tensors = unpickler.load()
-    storages = {}
-    for key in _Unpickler(file).load():
-      size = int.from_bytes(file.read(8), 'little') * np.dtype(unpickler.dtypes[key]).itemsize
-      _check_size(size)
-      storages[key] = file.read(size)
-    return _resolve(tensors, lambda storage: storages[storage.key])
-
-
-def _check_size(size):
-  if size > _MAX_BYTES:
-    raise ValueError(f'{size} bytes are more than {_MAX_BYTES}')
-
-
-_Storage = collections.namedtuple('_Storage', ['key', 'dtype'])
-_Tensor = collections.namedtuple('_Tensor', ['storage', 'offset', 'shape', 'strides'])
-
-
-class _Unpickler(pickle.Unpickler):
-  """Knows nothing but dictionaries, plain values and tensors."""
-
-  def __init__(self, file):
-    super().__init__(file, encoding='utf-8')
-    self.dtypes = {}
-
-  def find_class(self, module, name):
-    if (module, name) == ('collections', 'OrderedDict'):
-      return collections.OrderedDict
-    if (module, name) == ('torch._utils', '_rebuild_tensor_v2'):
-      return lambda storage, offset, shape, strides, *_: _Tensor(storage, offset, shape, strides)
-    if (module, name) == ('torch._utils', '_rebuild_parameter'):
-      return lambda tensor, *_: tensor
-    if module == 'torch' and name in _DTYPES:
-      return _DTYPES[name]
-    raise pickle.UnpicklingError(f'it calls {module}.{name}, which no file of weights needs')
-
-  def persistent_load(self, pid):
-    kind, dtype, key = pid[:3]
-    if kind != 'storage' or dtype not in _DTYPES.values():
-      raise pickle.UnpicklingError('unknown kind of object')
-    self.dtypes[key] = dtype
-    return _Storage(key, dtype)
-
-
-def _resolve(tensors, read):
-  """The arrays of a dictionary of `_Tensor`, which may be part of a checkpoint; `read` gives the bytes of a storage."""
-  if not isinstance(tensors, dict):
-    raise ValueError('it holds no dictionary of tensors')
-  arrays = {}
-  for name, tensor in tensors.get('state_dict', tensors).items():
-    if not isinstance(tensor, _Tensor):
-      raise ValueError(f'{name} is no tensor')
-    values = np.frombuffer(read(tensor.storage), tensor.storage.dtype)
-    size = values.itemsize
-    if math.prod(tensor.shape) > len(values):
-      raise ValueError(f'{name} is larger than its storage')
-    end = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)) + 1
-    if any(n < 0 for n in (tensor.offset, *tensor.shape, *tensor.strides)) or end > len(values):
-      raise ValueError(f'{name} reaches beyond its storage')
-    arrays[name] = np.lib.stride_tricks.as_strided(
-      values[tensor.offset :], tensor.shape, [s * size for s in tensor.strides]
-    ).copy()
-  return arrays

@@ -25,6 +25,7 @@ _SIGNS = {
   rb'\x1f\x8b': 'it is compressed by gzip',
   rb'\x89HDF': 'it is a file of HDF5',
   rb'\x93NUMPY': 'it is a single array (.npy)',
+  rb'\x89PNG|\xff\xd8\xff|GIF8': 'it is an image',
   rb'\x80[\2-\5]': PICKLE,
 }
 

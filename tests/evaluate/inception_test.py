@@ -3,7 +3,6 @@
 The reference: torch-fidelity 0.4.0's `inception-v3-compat`, in float32, on weights that anyone can make again.
 """
 
-import collections
 import functools
 import gzip
 import hashlib
@@ -12,9 +11,7 @@ import json
 import os
 import pathlib
 import pickle
-import sys
 import tempfile
-import types
 from unittest import mock
 import urllib.error
 import urllib.request
@@ -27,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_ebm.evaluate import features, inception, inception_weights
+from diffusion_ebm.run import torch_file
 from diffusion_ebm.run.errors import UserError
-from tests import testing
+from tests import testing, torch_files
 
 
 @functools.cache
@@ -55,89 +53,6 @@ def weight(name, shape):
 @functools.cache
 def weights():
   return {name: weight(name, shape) for name, shape in json.loads(str(reference()['names'])).items()}
-
-
-STORAGES = {'<f4': 'FloatStorage', '<f8': 'DoubleStorage', '<f2': 'HalfStorage', '<i8': 'LongStorage'}
-
-
-def torch_modules():
-  """Stand-ins for the names that PyTorch's pickles call."""
-  torch, utils = types.ModuleType('torch'), types.ModuleType('torch._utils')
-
-  def _rebuild_tensor_v2():
-    raise AssertionError('a reader called it')
-
-  def _rebuild_parameter():
-    raise AssertionError('a reader called it')
-
-  for function in (_rebuild_tensor_v2, _rebuild_parameter):
-    function.__module__, function.__qualname__ = 'torch._utils', function.__name__
-    setattr(utils, function.__name__, function)
-  for name in STORAGES.values():
-    setattr(torch, name, type(name, (), {'__module__': 'torch'}))
-  torch._utils = utils
-  return {'torch': torch, 'torch._utils': utils}
-
-
-def save_torch(arrays, path, legacy, parameters=(), nested=False):
-  """Writes a file as `torch.save` does: since 1.6 a zip, before it a row of pickles (`legacy`).
-
-  Views of one array share a storage; `nested` puts the tensors into a checkpoint.
-  """
-  modules = torch_modules()
-  bases = [array if array.base is None else array.base for array in arrays.values()]
-  keys = [str(1000 + id(base)) for base in bases]
-  storages = dict(zip(keys, bases, strict=True))
-
-  class Storage:
-    def __init__(self, key):
-      self.key = key
-
-  class Tensor:
-    def __init__(self, name, key, is_parameter):
-      self.name, self.key, self.is_parameter = name, key, is_parameter
-
-    def __reduce__(self):
-      array, utils = arrays[self.name], modules['torch._utils']
-      if self.is_parameter:
-        return utils._rebuild_parameter, (Tensor(self.name, self.key, False), True, collections.OrderedDict())
-      start = (array.ctypes.data - storages[self.key].ctypes.data) // array.itemsize
-      strides = tuple(s // array.itemsize for s in array.strides)
-      storage = Storage(self.key)
-      return utils._rebuild_tensor_v2, (storage, start, array.shape, strides, False, collections.OrderedDict())
-
-  class Pickler(pickle.Pickler):
-    def persistent_id(self, thing):
-      if not isinstance(thing, Storage):
-        return None
-      array = storages[thing.key]
-      kind = getattr(modules['torch'], STORAGES[array.dtype.str])
-      pid = 'storage', kind, thing.key, 'cpu', array.size
-      return (*pid, None) if legacy else pid
-
-  state = collections.OrderedDict(
-    (name, Tensor(name, key, name in parameters)) for name, key in zip(arrays, keys, strict=True)
-  )
-  state._metadata = collections.OrderedDict(version=1)
-  if nested:
-    state = {'epoch': 3, 'state_dict': state}
-  with mock.patch.dict(sys.modules, modules):
-    if not legacy:
-      pickled = io.BytesIO()
-      Pickler(pickled, 2).dump(state)
-      with zipfile.ZipFile(path, 'w') as archive:
-        archive.writestr('weights/data.pkl', pickled.getvalue())
-        for key, array in storages.items():
-          archive.writestr(f'weights/data/{key}', array.tobytes())
-      return
-    with open(path, 'wb') as file:
-      pickle.dump(0x1950A86A20F9469CFC6C, file, 2)
-      pickle.dump(1001, file, 2)
-      pickle.dump({'protocol_version': 1001, 'little_endian': True, 'type_sizes': {'long': 4}}, file, 2)
-      Pickler(file, 2).dump(state)
-      pickle.dump(sorted(storages, reverse=True), file, 2)
-      for key in sorted(storages, reverse=True):
-        file.write(storages[key].size.to_bytes(8, 'little') + storages[key].tobytes())
 
 
 class NetworkTest(parameterized.TestCase):
@@ -176,7 +91,7 @@ class NetworkTest(parameterized.TestCase):
 
   def test_the_extractor_reads_a_file_and_takes_grey_images(self):
     path = os.path.join(self.enterContext(tempfile.TemporaryDirectory()), 'weights.pth')
-    save_torch(weights(), path, legacy=True)
+    torch_files.save(weights(), path, legacy=True)
     extractor = features.inception_v3(path)
     self.assertIn('not the published ones', extractor.notes['inception_weights'])
     found, logits = features.compile_extractor(extractor, (32, 32, 3), 2)(reference()['images_32'])
@@ -209,25 +124,6 @@ class WeightsTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.path = os.path.join(self.enterContext(tempfile.TemporaryDirectory()), 'weights.pth')
-
-  @parameterized.parameters(False, True)
-  def test_tensors_come_out_of_both_formats(self, legacy):
-    storage = np.arange(60, dtype=np.float32)
-    arrays = {
-      'a.weight': np.arange(24, dtype=np.float32).reshape(2, 3, 4),
-      'b': np.array(7, np.int64),
-      'half': np.array([0.5, -2, 65504, 6e-8], np.float16),
-      'double': np.array([[1e-300, 0.1]]),
-      'transposed': np.arange(6, dtype=np.float32).reshape(3, 2).T,
-      'part': storage[7:31].reshape(2, 3, 4)[:, 1:, ::2],
-      'other.part': storage[5:9],
-    }
-    for nested in (False, True):
-      save_torch(arrays, self.path, legacy, parameters=('a.weight', 'half'), nested=nested)
-      found = inception_weights.read_torch(self.path)
-      self.assertCountEqual(found, arrays)
-      for name, array in found.items():
-        np.testing.assert_array_equal(array, arrays[name], strict=True)
 
   @parameterized.parameters(False, True)
   def test_a_pickle_that_calls_anything_else_is_refused_and_not_run(self, legacy):
@@ -265,7 +161,7 @@ class WeightsTest(parameterized.TestCase):
     if (changed := change(arrays.pop(name, None))) is not None:
       arrays[name] = changed
     with (
-      mock.patch.object(inception_weights, 'read_torch', lambda path: arrays),
+      mock.patch.object(torch_file, 'read_arrays', lambda *_: arrays),
       self.assertRaisesRegex(UserError, message + '.*: it should be a copy of https://') as caught,
     ):
       inception_weights.load(self.path)
@@ -317,17 +213,12 @@ class WeightsTest(parameterized.TestCase):
   def test_a_file_that_asks_for_more_memory_than_the_weights_need_is_refused(self):
     arrays = {'a.weight': np.zeros(300, np.float32)}
     for legacy in (False, True):
-      save_torch(arrays, self.path, legacy)
+      torch_files.save(arrays, self.path, legacy)
       with (
         mock.patch.object(inception_weights, '_MAX_BYTES', 1000),
         self.assertRaisesRegex(UserError, r'\(\d+ bytes are more than 1000\)'),
       ):
         inception_weights.load(self.path)
-    # A shape may repeat a small storage without end.
-    storage = inception_weights._Storage('0', '<f4')
-    tensor = inception_weights._Tensor(storage, 0, (2**20, 2**20), (0, 0))
-    with self.assertRaisesRegex(ValueError, 'larger than its storage'):
-      inception_weights._resolve({'a': tensor}, lambda storage: bytes(4))
 
   def test_without_a_network_the_message_says_what_to_fetch(self):
     cache = self.enterContext(tempfile.TemporaryDirectory())
