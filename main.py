@@ -19,6 +19,7 @@ from diffusion_ebm.run.errors import UserError
 # Mode to the module of `diffusion_ebm.jobs` whose `run(config, workdir, seed, step)` does it.
 _JOBS = {
   'train': 'train',
+  'import': 'import_weights',
   'sample': 'sample',
   'grid': 'grid_density',
   'eval': 'evaluate',
@@ -41,6 +42,7 @@ _SHORT_NAMES = {
     'eval': 'eval.num_samples',
     'steps': 'eval.num_samples',
   },
+  'path': {'import': 'import.path'},
   'mask': {'inpaint': 'inpaint.mask'},
   'images': {'inpaint': 'inpaint.images'},
   'completions': {'inpaint': 'inpaint.completions'},
@@ -61,9 +63,18 @@ _DISTRIBUTED = flags.DEFINE_boolean(
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'Several processes, by hand: HOST:PORT of process 0.')
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: how many processes.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: number of this process, from 0.')
-command_line.define_short_names(_SHORT_NAMES, {'mask': str, 'images': str, 'against': list})
+command_line.define_short_names(_SHORT_NAMES, {'path': str, 'mask': str, 'images': str, 'against': list})
 
-_DEFAULT_CONFIG = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'configs', 'digits.py')
+_CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'configs')
+
+
+def _default_config(argv: list[str]) -> str:
+  """The configuration of a new workdir; for weights from elsewhere, of what their file's name says they are."""
+  name = 'digits'
+  if command_line.given(argv, 'mode') == 'import':
+    path = command_line.given(argv, 'path') or command_line.given(argv, 'config.import.path')
+    name = 'cifar10' if path.endswith('.npz') else 'cifar10_cdrl'
+  return os.path.join(_CONFIGS, f'{name}.py')
 
 
 def _connect():
@@ -92,7 +103,7 @@ def main():
   logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax explains itself there, at length
   with errors.shown():
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head -1` ends like any program
-    config = command_line.parse(sys.argv, _DEFAULT_CONFIG, default.get_config())
+    config = command_line.parse(sys.argv, _default_config, default.get_config())
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a job goes on, whoever reads what it prints
     workdir = paths.workdir(_WORKDIR.value or '')
     if not workdir:

@@ -9,6 +9,7 @@ def get_config():
   config.model.level_embedding = 'angle'
   config.model.level_act = True
   config.model.zero_init = False
+  config.model.raw_singular_vectors = True
   config.proposal.name = 'unet'
   config.sampling.num_steps = 15
   config.sampling.step_size = 4e-4

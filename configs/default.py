@@ -45,6 +45,7 @@ def get_config():
   model.level_embedding = 'index'
   model.level_act = False  # what a block hears of the level passes through the activation once more (CDRL)
   model.zero_init = True  # each block's second convolution starts at zero; False: as the others (CDRL)
+  model.raw_singular_vectors = False  # averaged kernels are normalised with the raw ones' (CDRL), not with their own
   model.quadratic = 0.0  # q: f = network - q |y|^2 / 2; 1 makes a normal density a factor of the model
   model.normal_factor = 0  # normal densities, fitted to the data, as a factor of the model; docs/density.md
   model.output_scale = 1.0  # mlp: factor of the output; about the s_t^2 of the cleanest level
@@ -106,6 +107,9 @@ def get_config():
   train.checkpoint_every = 5000
   train.keep_checkpoints = 3  # the newest ones
   train.keep_every = 50_000  # and each one at a multiple of this step; 0 for none
+
+  config['import'] = ml_collections.ConfigDict()
+  config['import'].path = ''  # a checkpoint of CDRL's code (.pth.tar), or weights of DRL's as .npz; docs/cdrl.md
 
   config.inpaint = inpaint = ml_collections.ConfigDict()
   inpaint.mask = 'left'  # what is hidden: left, right, top, bottom, centre, random, or an image, white there

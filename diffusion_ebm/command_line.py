@@ -1,5 +1,6 @@
 """The command line: the configuration, its keys and their short names."""
 
+from collections.abc import Callable
 import itertools
 import os
 
@@ -15,14 +16,14 @@ from diffusion_ebm.run.errors import UserError
 _KEYS_SHOWN = 5
 
 
-def parse(argv: list[str], default_file: str, defaults):
+def parse(argv: list[str], default_file: Callable[[list[str]], str], defaults):
   """Parses the command line.
 
   Without --config, a workdir's own configuration goes on; a new workdir starts on the default one.
 
   Args:
     argv: with the name of the program first.
-    default_file: the configuration of a new workdir.
+    default_file: from the arguments, not parsed yet, to the configuration of a new workdir.
     defaults: the configuration that has every key.
 
   Returns:
@@ -48,7 +49,7 @@ def parse(argv: list[str], default_file: str, defaults):
     cause = ' '.join(str(error.args[0] if error.args else error).split())
     raise UserError(f'command line: no such configuration key: {cause}') from error
   except OSError as error:  # of a --config that is not there
-    folder = os.path.dirname(default_file)
+    folder = os.path.dirname(default_file([]))
     names = sorted(name[:-3] for name in os.listdir(folder) if name.endswith('.py'))
     known = ', '.join(name for name in names if name not in ('__init__', 'default'))
     raise UserError(f'command line: --config: {str(error).splitlines()[-1].strip()}; {folder} has {known}') from error
@@ -67,12 +68,12 @@ def parse(argv: list[str], default_file: str, defaults):
 
 
 def _define_config(argv, default_file, defaults):
-  given = {arg.lstrip('-').partition('=')[0] for arg in argv if arg.startswith('-')}
-  workdir = _workdir(argv)
-  saved = None if 'config' in given else config_lib.load(workdir)
+  names = {arg.lstrip('-').partition('=')[0] for arg in argv if arg.startswith('-')}
+  workdir = paths.workdir(given(argv, 'workdir'))
+  saved = None if 'config' in names else config_lib.load(workdir)
   if saved is None:
     return config_flags.DEFINE_config_file(
-      'config', default_file, 'The configuration; configs/default.py has its keys.', lock_config=True
+      'config', default_file(argv), 'The configuration; configs/default.py has its keys.', lock_config=True
     )
   older_versions.fill_in(saved, defaults, workdir)
   return config_flags.DEFINE_config_dict('config', saved.lock())
@@ -86,14 +87,14 @@ def _lacking(config, defaults) -> list[str]:
   return [key for key, _ in config_lib.flatten(defaults.to_dict()) if key not in known]
 
 
-def _workdir(argv):
-  """The workdir on the command line, before it is parsed: '' if there is none."""
-  named = [
+def given(argv: list[str], name: str) -> str:
+  """The value of a flag on the command line, before it is parsed: '' if there is none."""
+  values = [
     arg.partition('=')[2] or after
     for arg, after in itertools.zip_longest(argv, argv[1:], fillvalue='')
-    if arg.lstrip('-').partition('=')[0] == 'workdir'
+    if arg.startswith('-') and arg.lstrip('-').partition('=')[0] == name
   ]
-  return paths.workdir(named[-1]) if named else ''
+  return values[-1] if values else ''
 
 
 def define_short_names(names: dict[str, dict[str, str]], define: dict[str, type] | None = None):

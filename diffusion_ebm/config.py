@@ -40,8 +40,8 @@ _FREE = {
   'train.keep_every',
   'train.max_bad_steps',
 }
-# Sections of jobs that work on a trained run: they say nothing about it.
-_FREE_SECTIONS = ('inpaint', 'interpolate', 'ood', 'eval', 'density', 'long_run', 'steps')
+# Sections of jobs that make a run or work on one: they say nothing about it.
+_FREE_SECTIONS = ('import', 'inpaint', 'interpolate', 'ood', 'eval', 'density', 'long_run', 'steps')
 # Of the `model` section, what fits any weights.
 _NOT_OF_WEIGHTS = ('model.dtype', 'model.dropout', 'model.remat', 'proposal.dropout')
 MAX_COMPLETIONS = 1024

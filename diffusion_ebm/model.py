@@ -29,6 +29,7 @@ class Model:
     seed: of the initial parameters.
     spectral_norm: whether the kernels are normalised by their spectral norm.
     zero_init: whether the last convolution of each block starts at zero.
+    raw_singular_vectors: whether averaged kernels are normalised with the singular vectors of the raw ones.
     proposal_network: the network of the proposal; None for no proposal.
     proposal_tx: its optimiser.
   """
@@ -41,6 +42,7 @@ class Model:
   seed: int
   spectral_norm: bool
   zero_init: bool
+  raw_singular_vectors: bool
   proposal_network: Any
   proposal_tx: optax.GradientTransformation | None
 
@@ -111,6 +113,7 @@ def build(config) -> Model:
     config.seed,
     config.model.spectral_norm,
     config.model.zero_init,
+    config.model.raw_singular_vectors,
     proposal_network,
     proposal_tx,
   )

@@ -11,6 +11,7 @@ _LATER = {
   'model.level_embedding': 'index',
   'model.level_act': False,
   'model.normal_factor': 0,
+  'model.raw_singular_vectors': False,
   'model.zero_init': True,
   'proposal.name': '',
   'sampling.denoise_factor': 1.0,

@@ -123,7 +123,11 @@ def start(config, state):
 
 def averaged(model: model_lib.Model, state) -> tuple[Ebm, Proposal | None]:
   """The model and its proposal with the averaged parameters of a `TrainState`, on all devices."""
-  ebm = model.ebm(parallel.replicate(normalised(state.ema_params, state.spectral, model.zero_init)))
+  if model.raw_singular_vectors:
+    weights = _normalised_by_raw(state.ema_params, state.spectral, state.params, model.zero_init)
+  else:
+    weights = normalised(state.ema_params, state.spectral, model.zero_init)
+  ebm = model.ebm(parallel.replicate(weights))
   return ebm, model.proposal(parallel.replicate(state.proposal.ema_params)) if state.proposal else None
 
 
@@ -131,6 +135,11 @@ def averaged(model: model_lib.Model, state) -> tuple[Ebm, Proposal | None]:
 def normalised(params, u, zero_init: bool):
   """Parameters as the network takes them, from raw ones and vectors `u` that belong to similar ones."""
   return spectral_norm.normalise(params, spectral_norm.iterate(params, u, _POWER_ITERATIONS), zero_init)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _normalised_by_raw(params, u, raw, zero_init: bool):
+  return spectral_norm.normalise(params, u, zero_init, raw)
 
 
 # What the density job keeps in `density/`, with a number behind it where there are results of other inputs.

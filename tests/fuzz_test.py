@@ -29,11 +29,11 @@ from diffusion_ebm import config as config_lib
 from diffusion_ebm import networks, noise_levels, optimizer, train_step
 from diffusion_ebm.data import load_source
 from diffusion_ebm.evaluate import feature_statistics, inception_weights, scores
-from diffusion_ebm.run import checkpoints, paths
+from diffusion_ebm.jobs import import_weights
+from diffusion_ebm.run import checkpoints, paths, torch_file
 from diffusion_ebm.run.errors import UserError
-from tests import forks, testing
+from tests import forks, testing, torch_files
 from tests.data import tfds_data_dir_test
-from tests.evaluate.inception_test import save_torch
 from tests.run.checkpoints_test import state_at
 
 FACTOR = int(os.environ.get('FUZZ_EXAMPLES', 1))
@@ -385,7 +385,7 @@ class FuzzTest(absltest.TestCase):
     contents = []
     for legacy in (False, True):
       path = os.path.join(self.folder, f'weights_{legacy}')
-      save_torch(arrays, path, legacy)
+      torch_files.save(arrays, path, legacy)
       with open(path, 'rb') as file:
         contents.append(file.read())
     buffer = io.BytesIO()
@@ -396,6 +396,7 @@ class FuzzTest(absltest.TestCase):
       path = os.path.join(self.folder, 'file')
       for content, function in (
         (weights, inception_weights.load),
+        (weights, lambda path: import_weights.read(path, 8)),
         (given, lambda path: feature_statistics.load_given(path, 2)),
         (given, feature_statistics.load),
       ):
@@ -441,7 +442,7 @@ class FuzzTest(absltest.TestCase):
         'text': np.full(good.shape, 'x'),
       }[kind]
     with (
-      mock.patch.object(inception_weights, 'read_torch', return_value=arrays),
+      mock.patch.object(torch_file, 'read_arrays', return_value=arrays),
       self.assertRaisesRegex(UserError, r'\A\S+ cannot be read as Inception weights \(.*\): [^\n]*\Z') as caught,
     ):
       inception_weights.load('weights.pth')

@@ -25,6 +25,34 @@ _UNET_LAYERS = {
   'norm': ('norm_out',),
   'final_conv': ('conv_out',),
 }
+# Of spectral normalisation, beside the parameters; the second follows from the others.
+_BUFFERS = ('.weight_u', '.weight_v')
+# The maps of the label, one in each network of a model with classes.
+_OF_CLASSES = ('y_map.', 'y_mlp.')
+
+
+def has_classes(names) -> bool:
+  """Whether weights with these names are of a model with classes."""
+  return any(name.startswith(_OF_CLASSES) for name in names)
+
+
+def averaged(weights: dict, averages: list) -> dict:
+  """Gives the moving averages of torch-ema, a list in the order of the network's parameters, their names.
+
+  Args:
+    weights: all of the network, by their names, in their order there; spectral normalisation's vectors among them.
+    averages: one for each that is a parameter.
+
+  Returns:
+    The averages, by the parameters' names.
+
+  Raises:
+    ValueError: there are more or fewer.
+  """
+  names = [name for name in weights if not name.endswith(_BUFFERS)]
+  if len(names) != len(averages):
+    raise ValueError(f'it has {len(averages)} averages (shadow_params) for {len(names)} weights')
+  return dict(zip(names, averages, strict=True))
 
 
 def _kernel(value):
@@ -48,21 +76,30 @@ def energy_shape(shapes: dict[str, tuple[int, ...]]) -> dict:
   if not any(name.startswith('module_list.') for name in shapes):
     raise ValueError('it has no module_list, as the energy network has')
   suffix = '_orig' if 'module_list.0.weight_orig' in shapes else ''
-  blocks = _blocks(shapes)
-  try:
-    ch = shapes[f'module_list.0.weight{suffix}'][0]
-    widths = [[shapes[f'module_list.{number}.conv1.weight{suffix}'][0] for number in group] for group in blocks]
-  except (KeyError, IndexError) as error:
-    raise ValueError(f'{error.args[0]} is missing') from None
-  counts, equal = {len(group) for group in widths}, all(len(set(group)) == 1 for group in widths)
-  if not widths or len(counts) != 1 or not equal or any(group[0] % ch for group in widths):
+  ch = _width(shapes, f'module_list.0.weight{suffix}')
+  widths = [
+    {_width(shapes, f'module_list.{number}.conv1.weight{suffix}') for number in group} for group in _blocks(shapes)
+  ]
+  counts = {len(group) for group in _blocks(shapes)}
+  if len(counts) != 1 or any(len(group) != 1 or min(group) % ch for group in widths):
     raise ValueError('the blocks of its energy network are not those of CDRL')
   return {
     'ch': ch,
-    'ch_mult': tuple(group[0] // ch for group in widths),
+    'ch_mult': tuple(min(group) // ch for group in widths),
     'num_res_blocks': counts.pop(),
     'spectral_norm': bool(suffix),
+    'use_scale': True,
+    'shortcut': 'conv',
+    'resample_with_conv': False,
+    'attention_resolutions': (),
   }
+
+
+def _width(shapes, name):
+  """How many channels a layer's weight gives."""
+  if not shapes.get(name) or shapes[name][0] < 1:
+    raise ValueError(f'{name} is missing or empty')
+  return shapes[name][0]
 
 
 def _blocks(shapes):
@@ -135,23 +172,21 @@ def proposal_shape(shapes: dict[str, tuple[int, ...]], image_size: int) -> dict:
   Raises:
     ValueError: they are not those of such a network.
   """
-  if 'init_conv.weight' not in shapes:
-    raise ValueError('it has no init_conv, as the initialiser has')
-  ch = shapes['init_conv.weight'][0]
+  ch = _width(shapes, 'init_conv.weight')
   downs = _resolutions(shapes, 'downs')
   widths, counts, attention = [], set(), []
   for i, kinds in enumerate(downs):
     blocks = [number for number, kind in kinds if kind == 'block']
-    widths.append(shapes[f'downs.{i}.{blocks[-1]}.conv1.weight'][0])
+    widths.append({_width(shapes, f'downs.{i}.{number}.conv1.weight') for number in blocks})
     counts.add(len(blocks) - (i < len(downs) - 1))
     if len(blocks) < len(kinds):
       attention.append(image_size // 2**i)
-  if not downs or len(counts) != 1 or counts == {0} or any(width % ch for width in widths):
+  if len(counts) != 1 or min(counts) < 1 or any(len(group) != 1 or min(group) % ch for group in widths):
     raise ValueError('the blocks of its initialiser are not those of CDRL')
   return {
     'name': 'unet',
     'ch': ch,
-    'ch_mult': tuple(width // ch for width in widths),
+    'ch_mult': tuple(min(group) // ch for group in widths),
     'num_res_blocks': counts.pop(),
     'attention_resolutions': tuple(attention),
   }

@@ -55,7 +55,7 @@ def iterate(params, u, num_iterations: int = 1):
   return traverse_util.unflatten_dict(u)
 
 
-def normalise(params, u, bounded: bool = True):
+def normalise(params, u, bounded: bool = True, raw=None):
   """Divides each kernel by its spectral norm `sigma = v W u`, gradients not through `u` and `v`.
 
   A kernel that starts at zero becomes `W / s * min(s, 1)` with `s = sigma + 1e-6`: bounded by one.
@@ -64,14 +64,17 @@ def normalise(params, u, bounded: bool = True):
     params: the network's parameters.
     u: vectors of `iterate`; empty for no normalisation.
     bounded: whether the last convolution of each block starts at zero; otherwise it is divided like the others.
+    raw: parameters to which `u` belongs, if not to `params`: averaged kernels `W` are divided by `v W u` with `v` and
+      `u` of the raw ones, as in the implementation of Zhu et al. 2024.
 
   Returns:
     Parameters for the network.
   """
   flat = traverse_util.flatten_dict(params)
+  of_u = flat if raw is None else traverse_util.flatten_dict(raw)
   for path, vector in traverse_util.flatten_dict(u).items():
     w = flat[path].reshape(-1, flat[path].shape[-1])
-    v = lax.stop_gradient(_unit(w @ vector))
+    v = lax.stop_gradient(_unit(of_u[path].reshape(w.shape) @ vector))
     sigma = v @ w @ lax.stop_gradient(vector)
     if bounded and path[-2] in _BOUNDED:
       sigma = sigma + 1e-6

@@ -1,0 +1,301 @@
+"""The importing job: a workdir from the weights of another implementation."""
+
+import logging
+import os
+from typing import Any, NamedTuple
+import zipfile
+
+from flax import traverse_util
+import jax
+import numpy as np
+
+from diffusion_ebm import config as config_lib
+from diffusion_ebm import model as model_lib
+from diffusion_ebm import train_step, trained
+from diffusion_ebm.networks import cdrl_weights, published_weights
+from diffusion_ebm.run import checkpoints, files, parallel, paths, torch_file
+from diffusion_ebm.run import workdir as workdir_lib
+from diffusion_ebm.run.errors import UserError
+from diffusion_ebm.run.progress import doing
+
+_log = logging.getLogger(__name__)
+
+_MAX_STEP = 2**31 - 1
+_FAULTS_SHOWN = 2
+_KINDS_OF_ARRAYS = ('kernel', 'bias', 'scale', 'u')
+
+# What the weights cannot say, but the model must be.
+_SAME = {'model.name': 'resnet', 'model.norm': 'none', 'model.normal_factor': 0, 'diffusion.temperature': 'step_size'}
+_NEEDED = {
+  'CDRL': _SAME
+  | {
+    'model.level_embedding': 'angle',
+    'model.level_act': True,
+    'model.zero_init': False,
+    'model.raw_singular_vectors': True,
+    'diffusion.schedule': 'cosine',
+    'proposal.name': 'unet',
+  },
+  'DRL': _SAME
+  | {
+    'model.level_embedding': 'index',
+    'model.level_act': False,
+    'model.zero_init': True,
+    'diffusion.schedule': 'linear',
+    'proposal.name': '',
+  },
+}
+_CONFIGS = {'CDRL': 'configs/cifar10_cdrl.py', 'DRL': 'configs/cifar10.py'}
+
+
+class Weights(NamedTuple):
+  """What a file holds.
+
+  Attributes:
+    kind: whose it is, 'CDRL' or 'DRL'.
+    sections: of the configuration: what the networks are made of.
+    step: number of updates done.
+    params: the energy network's raw parameters.
+    ema_params: their moving average.
+    spectral: vectors of the power iteration.
+    proposal: the parameters of the proposal's network and their moving average; None without a proposal.
+  """
+
+  kind: str
+  sections: dict[str, dict]
+  step: int
+  params: Any
+  ema_params: Any
+  spectral: Any
+  proposal: tuple[Any, Any] | None = None
+
+
+def run(config, workdir: str, seed: int = 0, step: int | None = None):
+  """Makes a workdir, with one checkpoint, from the file that `config.import.path` names.
+
+  It is a checkpoint of CDRL's published implementation (`torch.save`), or an `.npz` of weights of DRL's, with the names
+  of `published_weights.from_published`. What the networks are made of is read from it; the rest is the configuration's.
+  Training has ended at the checkpoint's step, which is 0 where the file does not say it; the optimisers are new.
+
+  Args:
+    config: the configuration.
+    workdir: a new one; gets `config.json` and `checkpoints/`.
+    seed: of no use.
+    step: likewise.
+
+  Raises:
+    UserError: something in the file, the configuration or the workdir that the user can mend.
+  """
+  del seed, step
+  config = config_lib.resolve(config)
+  path = _find(config)
+  trained.check_images(config, 'import')
+  _check_new(workdir)
+  doing(f'reading {path}')
+  weights = read(path, config.data.image_size)
+  _describe(config, weights)
+  config_lib.check(config, 1)
+  doing('building the network')
+  model = model_lib.build(config)
+  state = _state(model, weights, path)
+  _write(config, workdir, state)
+  _log.info('%s of %s, step %d: %s', path, weights.kind, weights.step, '; '.join(_overview(config, state)))
+  _log.info(
+    'imported into %s: draw samples with --mode=sample, score them with --mode=eval, train on with '
+    '--config.train.num_steps=N above %d',
+    workdir,
+    weights.step,
+  )
+
+
+def _find(config):
+  """The file's path, absolute, and so in the configuration too."""
+  path = config['import'].path
+  if not path:
+    raise UserError('--path is missing: name a checkpoint of CDRL (.pth.tar), or weights of DRL as .npz')
+  path = os.path.abspath(paths.local(path, '--path'))
+  if not os.path.isfile(path):
+    raise UserError(f'--path={path} is no file: name a checkpoint of CDRL (.pth.tar), or weights of DRL as .npz')
+  config['import'].path = path
+  return path
+
+
+def _check_new(workdir):
+  if config_lib.load(workdir) is not None or checkpoints.steps(workdir):
+    raise UserError(f'{workdir} holds a run already: import into another --workdir')
+
+
+def _describe(config, weights):
+  """Writes into the configuration what the weights say, and refuses what they contradict."""
+  known = dict(config_lib.flatten(config.to_dict()))
+  differing = [
+    f'{key}={wanted!r} (here {known[key]!r})' for key, wanted in _NEEDED[weights.kind].items() if known[key] != wanted
+  ]
+  if differing:
+    raise UserError(
+      f'configuration: weights of {weights.kind} need {", ".join(differing)}: start from '
+      f'--config={_CONFIGS[weights.kind]}'
+    )
+  if config.model.spectral_norm and not weights.sections['model']['spectral_norm'] and weights.kind == 'DRL':
+    raise UserError(
+      'the file has no vectors of spectral normalisation (LAYER/u): export these too, or, if the network has none, add '
+      '--config.model.spectral_norm=False'
+    )
+  for name, section in weights.sections.items():
+    config[name].update(section)
+  config.train.num_steps = weights.step
+
+
+# Reading.
+
+
+def read(path: str, image_size: int) -> Weights:
+  """What a file holds, whoever's it is; of which size its images are, it does not say.
+
+  Raises:
+    UserError: it is no such file.
+  """
+  try:
+    return _read_drl(path, image_size) if _is_npz(path) else _read_cdrl(path, image_size)
+  except Exception as error:  # a damaged file may lead to anything
+    cause, kind = ' '.join(f'{error}'.split())[:300] or type(error).__name__, files.mistaken_for(path)
+    if kind not in ('', files.PICKLE):  # older files of PyTorch are pickles
+      cause = kind
+    raise UserError(
+      f'{path} cannot be imported ({cause}): it should be a checkpoint of CDRL without classes (.pth.tar), or weights '
+      'of DRL as .npz'
+    ) from error
+
+
+def _is_npz(path):
+  if not zipfile.is_zipfile(path):
+    return False
+  with zipfile.ZipFile(path) as archive:
+    return any(name.endswith('.npy') for name in archive.namelist())
+
+
+def _read_cdrl(path, image_size):
+  with torch_file.opened(path, files.MAX_BYTES) as saved:
+    names = {name: _entry(saved, f'{name}_state_dict', dict) for name in ('pi', 'p')}
+    averages = {name: _entry(saved, f'{name}_ema_state_dict', dict) for name in ('pi', 'p')}
+    step = _entry(averages['pi'], 'num_updates', int)
+    if not 0 <= step <= _MAX_STEP:
+      raise ValueError(f'num_updates is {step}')
+    raw, ema = {}, {}
+    for name, tensors in names.items():
+      tensors = {key.removeprefix('module.'): tensor for key, tensor in tensors.items()}
+      if cdrl_weights.has_classes(tensors):
+        raise ValueError('it is of a model with classes, which cannot be imported yet')
+      shadow = cdrl_weights.averaged(tensors, _entry(averages[name], 'shadow_params', list))
+      raw[name], ema[name] = torch_file.read(tensors, files.MAX_BYTES), torch_file.read(shadow, files.MAX_BYTES)
+  sections = {
+    'model': cdrl_weights.energy_shape(_shapes(raw['pi'])),
+    'proposal': cdrl_weights.proposal_shape(_shapes(raw['p']), image_size),
+  }
+  params, spectral = cdrl_weights.energy(raw['pi'])
+  proposal = cdrl_weights.proposal(raw['p']), cdrl_weights.proposal(ema['p'])
+  return Weights('CDRL', sections, step, params, cdrl_weights.energy(ema['pi'])[0], spectral, proposal)
+
+
+def _entry(saved, name, kind):
+  if not isinstance(saved, dict) or not isinstance(saved.get(name), kind):
+    raise ValueError(f'it has no {name}, as checkpoints of CDRL have')
+  return saved[name]
+
+
+def _read_drl(path, image_size):
+  arrays = files.read_npz(path)
+  prefix = 'params/' if any(name.startswith('params/') for name in arrays) else ''
+  arrays = {
+    name.removeprefix(prefix): np.asarray(array, np.float32)
+    for name, array in arrays.items()
+    if name.startswith(prefix) and name.rpartition('/')[2] in _KINDS_OF_ARRAYS
+  }
+  params, spectral = published_weights.from_published(arrays)
+  sections = {'model': published_weights.network_shape(_shapes(arrays), image_size)}
+  return Weights('DRL', sections, 0, params, params, spectral)
+
+
+def _shapes(arrays):
+  return {name: array.shape for name, array in arrays.items()}
+
+
+# The checkpoint.
+
+
+def _state(model, weights, path):
+  """The training state on all devices."""
+  wanted = model.abstract_state
+  faults = [
+    *_faults('energy network', weights.params, wanted.params),
+    *_faults('average of the energy network', weights.ema_params, wanted.params),
+    *_faults('spectral normalisation', weights.spectral, wanted.spectral),
+  ]
+  proposal = {}
+  if weights.proposal:
+    params, ema_params = weights.proposal
+    faults += _faults('initialiser', params, wanted.proposal.params)
+    faults += _faults('average of the initialiser', ema_params, wanted.proposal.params)
+  if faults:
+    more = f', and {len(faults) - _FAULTS_SHOWN} more' if len(faults) > _FAULTS_SHOWN else ''
+    raise UserError(
+      f'{path} does not fit ({", ".join(faults[:_FAULTS_SHOWN])}{more}): it is damaged, of another network, or of '
+      f'other images than {"x".join(map(str, model.shape))} (--config.data.image_size, --config.data.num_channels)'
+    )
+  if weights.proposal:
+    proposal = train_step.ProposalState(params, ema_params, model.proposal_tx.init(params))
+  return parallel.replicate(
+    train_step.TrainState(
+      step=np.int32(weights.step),
+      params=weights.params,
+      ema_params=weights.ema_params,
+      opt_state=model.tx.init(weights.params),
+      spectral=weights.spectral,
+      bad_steps=np.int32(0),
+      proposal=proposal,
+    )
+  )
+
+
+def _faults(what, found, wanted):
+  """Yields in what way the arrays of a network are not as it needs them."""
+  found, wanted = (traverse_util.flatten_dict(tree, sep='/') for tree in (found, wanted))
+  for name in sorted(found.keys() | wanted.keys()):
+    if name not in wanted:
+      yield f'{what}: {name} is unknown'
+    elif name not in found:
+      yield f'{what}: {name} is missing'
+    elif found[name].shape != wanted[name].shape:
+      yield f'{what}: {name} has the shape {found[name].shape}, not {wanted[name].shape}'
+    elif not np.all(np.isfinite(found[name])):
+      yield f'{what}: {name} is not finite'
+
+
+def _write(config, workdir, state):
+  """The configuration comes last: with it the folder is a run."""
+  doing('writing the checkpoint')
+  workdir_lib.make(workdir)
+  with workdir_lib.lock(workdir):
+    _check_new(workdir)
+    saver = checkpoints.Saver(workdir, config.train.keep_checkpoints, config.train.keep_every, config.to_dict())
+    saver.save(state, 0)
+    saver.close()
+    config_lib.save(config, workdir)
+
+
+def _overview(config, state):
+  """Yields what the networks are made of."""
+  model, proposal = config.model, config.proposal
+  normalised = 'with' if model.spectral_norm else 'without'
+  yield f'energy network {_made_of(model, state.params)}, {normalised} spectral normalisation'
+  if proposal.name:
+    yield f'initialiser {_made_of(proposal, state.proposal.params)}'
+
+
+def _made_of(section, params):
+  count = sum(leaf.size for leaf in jax.tree.leaves(params))
+  attention = f', attention at {section.attention_resolutions}' if section.attention_resolutions else ''
+  return (
+    f'of ch {section.ch}, ch_mult {section.ch_mult}, num_res_blocks {section.num_res_blocks}{attention} '
+    f'({count:,} parameters)'
+  )
