@@ -19,7 +19,6 @@ from diffusion_ebm.run.errors import UserError
 # Mode to the module of `diffusion_ebm.jobs` whose `run(config, workdir, seed, step)` does it.
 _JOBS = {
   'train': 'train',
-  'import': 'import_weights',
   'sample': 'sample',
   'grid': 'grid_density',
   'eval': 'evaluate',
@@ -29,6 +28,7 @@ _JOBS = {
   'interpolate': 'interpolate',
   'ood': 'ood',
   'steps': 'steps',
+  'import': 'import_weights',
 }
 _SEVERAL_PROCESSES = ('train', 'sample')
 
@@ -42,7 +42,7 @@ _SHORT_NAMES = {
     'eval': 'eval.num_samples',
     'steps': 'eval.num_samples',
   },
-  'path': {'import': 'import.path'},
+  'path': {'import': 'import_weights.path'},
   'mask': {'inpaint': 'inpaint.mask'},
   'images': {'inpaint': 'inpaint.images'},
   'completions': {'inpaint': 'inpaint.completions'},
@@ -72,7 +72,7 @@ def _default_config(argv: list[str]) -> str:
   """The configuration of a new workdir; for weights from elsewhere, of what their file's name says they are."""
   name = 'digits'
   if command_line.given(argv, 'mode') == 'import':
-    path = command_line.given(argv, 'path') or command_line.given(argv, 'config.import.path')
+    path = command_line.given(argv, 'path') or command_line.given(argv, 'config.import_weights.path')
     name = 'cifar10' if path.endswith('.npz') else 'cifar10_cdrl'
   return os.path.join(_CONFIGS, f'{name}.py')
 

@@ -108,8 +108,8 @@ def get_config():
   train.keep_checkpoints = 3  # the newest ones
   train.keep_every = 50_000  # and each one at a multiple of this step; 0 for none
 
-  config['import'] = ml_collections.ConfigDict()
-  config['import'].path = ''  # a checkpoint of CDRL's code (.pth.tar), or weights of DRL's as .npz; docs/cdrl.md
+  config.import_weights = ml_collections.ConfigDict()
+  config.import_weights.path = ''  # a checkpoint of CDRL's code (.pth.tar), or weights of DRL's as .npz; docs/cdrl.md
 
   config.inpaint = inpaint = ml_collections.ConfigDict()
   inpaint.mask = 'left'  # what is hidden: left, right, top, bottom, centre, random, or an image, white there

@@ -41,7 +41,7 @@ _FREE = {
   'train.max_bad_steps',
 }
 # Sections of jobs that make a run or work on one: they say nothing about it.
-_FREE_SECTIONS = ('import', 'inpaint', 'interpolate', 'ood', 'eval', 'density', 'long_run', 'steps')
+_FREE_SECTIONS = ('import_weights', 'inpaint', 'interpolate', 'ood', 'eval', 'density', 'long_run', 'steps')
 # Of the `model` section, what fits any weights.
 _NOT_OF_WEIGHTS = ('model.dtype', 'model.dropout', 'model.remat', 'proposal.dropout')
 MAX_COMPLETIONS = 1024

@@ -313,9 +313,8 @@ class RulesTest(absltest.TestCase):
     super().setUp()
     self.defaults = dict(config_lib.flatten(default.get_config().to_dict()))
     # Between them every rule applies to one; of each, no value is wrong.
-    self.configs = [
-      config_lib.resolve(get(name)) for name in ('digits', 'toy2d', 'digits_density', 'digits_cdrl', 'toy2d_cdrl')
-    ]
+    names = ('digits', 'toy2d', 'digits_density', 'digits_cdrl', 'toy2d_cdrl')
+    self.configs = [config_lib.resolve(get(name)) for name in names]
 
   def broken(self, rule, config):
     """`(config, said)`: with a value that breaks the rule, of the type of the key's default, and what is said of it."""

@@ -19,6 +19,7 @@ import main
 from tests import forks, testing
 
 MAIN = os.path.join(testing.ROOT, 'main.py')
+CHECKPOINT = os.path.join(testing.ROOT, 'tests', 'fixtures', 'cdrl_checkpoint.pth.tar')
 
 
 def run(*args, **kwargs):
@@ -86,6 +87,11 @@ class WrongTest(absltest.TestCase):
       ([workdir, digits, '--mode=sample', '--mask=left'], r'--mask is for --mode=inpaint, not for --mode=sample'),
       ([workdir, digits, '--mode=inpaint', '--frames=3'], r'--frames is for --mode=interpolate, not for .*=inpaint'),
       ([workdir, digits, '--mode=inpaint', '--mask=middle'], r'--mask=middle is neither a file in .* nor one of left'),
+      ([workdir, '--mode=import'], r'--path is missing: name a checkpoint of CDRL'),
+      ([workdir, '--mode=import', '--path=none.pth'], r'--path=.*/none\.pth is no file: name a checkpoint of CDRL'),
+      ([workdir, digits, '--mode=import', f'--path={CHECKPOINT}'], r'configuration: weights of CDRL need model\.'),
+      ([workdir, digits, f'--path={CHECKPOINT}'], r'--path is for --mode=import, not for --mode=train'),
+      ([f'--workdir={self.folder}/saved', '--mode=import', f'--path={CHECKPOINT}'], r'/saved holds a run already'),
       ([workdir, digits, '--mode=interpolate'], r'/run has no checkpoint: train first'),
       ([workdir, digits, '--mode=ood', '--against='], r'--against names nothing'),
       ([workdir, digits, '--mode=ood', '--seed=-1'], r'--seed is -1'),
@@ -157,6 +163,17 @@ class TablesTest(absltest.TestCase):
         self.assertIn(mode, main._JOBS)
         self.assertIn(last, config[section], f'--{name}')
 
+  def test_a_new_workdir_starts_on_the_configuration_of_what_is_done(self):
+    for args, name in (
+      ([], 'digits'),
+      (['--mode=sample', '--path=x.npz'], 'digits'),
+      (['--mode=import', '--path=Cifar_10.pth.tar'], 'cifar10_cdrl'),
+      (['--mode=import'], 'cifar10_cdrl'),
+      (['--config.import_weights.path=drl.npz', '--mode', 'import'], 'cifar10'),
+      (['--mode', 'import', '--path', 'drl.npz'], 'cifar10'),
+    ):
+      self.assertEqual(main._default_config(args), os.path.join(testing.ROOT, 'configs', f'{name}.py'), args)
+
   def test_each_job_has_a_mode(self):
     names = [name for _, name, _ in pkgutil.iter_modules(jobs.__path__)]
     with_run = [name for name in names if hasattr(importlib.import_module(f'diffusion_ebm.jobs.{name}'), 'run')]
@@ -187,6 +204,18 @@ class RunTest(absltest.TestCase):
     with open(os.path.join(workdir, 'eval', 'results.jsonl'), encoding='utf-8') as file:
       (record,) = map(json.loads, file)
     self.assertEqual((record['step'], record['num_samples']), (4, 20))
+
+  @testing.long
+  def test_weights_of_another_implementation_are_imported_and_sampled(self):
+    workdir = os.path.join(self.enterContext(tempfile.TemporaryDirectory()), 'cdrl')
+    path = f'--config.import_weights.path={CHECKPOINT}'
+    data = ('--config.data.name=images', '--config.data.path=/nowhere', '--config.data.image_size=8')
+    result = run(MAIN, '--mode=import', path, f'--workdir={workdir}', *data)
+    self.assertEqual(result.returncode, 0, result.stderr)
+    self.assertIn(f'imported into {workdir}: draw samples with --mode=sample', result.stderr)
+    result = run(MAIN, '--mode=sample', f'--workdir={workdir}', '--num_samples=2')
+    self.assertEqual(result.returncode, 0, result.stderr)
+    self.assertIn('samples_0.npz', os.listdir(os.path.join(workdir, 'samples')))
 
   def test_ctrl_c_ends_in_one_line_and_the_workdirs_own_configuration_goes_on(self):
     workdir = self.enterContext(tempfile.TemporaryDirectory())

@@ -71,7 +71,7 @@ class Weights(NamedTuple):
 
 
 def run(config, workdir: str, seed: int = 0, step: int | None = None):
-  """Makes a workdir, with one checkpoint, from the file that `config.import.path` names.
+  """Makes a workdir, with one checkpoint, from the file that `config.import_weights.path` names.
 
   It is a checkpoint of CDRL's published implementation (`torch.save`), or an `.npz` of weights of DRL's, with the names
   of `published_weights.from_published`. What the networks are made of is read from it; the rest is the configuration's.
@@ -110,13 +110,13 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
 
 def _find(config):
   """The file's path, absolute, and so in the configuration too."""
-  path = config['import'].path
+  path = config.import_weights.path
   if not path:
     raise UserError('--path is missing: name a checkpoint of CDRL (.pth.tar), or weights of DRL as .npz')
   path = os.path.abspath(paths.local(path, '--path'))
   if not os.path.isfile(path):
     raise UserError(f'--path={path} is no file: name a checkpoint of CDRL (.pth.tar), or weights of DRL as .npz')
-  config['import'].path = path
+  config.import_weights.path = path
   return path
 
 
@@ -225,25 +225,26 @@ def _shapes(arrays):
 
 def _state(model, weights, path):
   """The training state on all devices."""
-  wanted = model.abstract_state
-  faults = [
-    *_faults('energy network', weights.params, wanted.params),
-    *_faults('average of the energy network', weights.ema_params, wanted.params),
-    *_faults('spectral normalisation', weights.spectral, wanted.spectral),
-  ]
-  proposal = {}
+  wanted, proposal = model.abstract_state, {}
+  trees = {
+    'energy network': (weights.params, wanted.params),
+    'average of the energy network': (weights.ema_params, wanted.params),
+    'spectral normalisation': (weights.spectral, wanted.spectral),
+  }
+  if weights.ema_params is weights.params:
+    del trees['average of the energy network']
   if weights.proposal:
     params, ema_params = weights.proposal
-    faults += _faults('initialiser', params, wanted.proposal.params)
-    faults += _faults('average of the initialiser', ema_params, wanted.proposal.params)
+    proposal = train_step.ProposalState(params, ema_params, model.proposal_tx.init(params))
+    trees['initialiser'] = params, wanted.proposal.params
+    trees['average of the initialiser'] = ema_params, wanted.proposal.params
+  faults = [fault for what, (found, needed) in trees.items() for fault in _faults(what, found, needed)]
   if faults:
     more = f', and {len(faults) - _FAULTS_SHOWN} more' if len(faults) > _FAULTS_SHOWN else ''
     raise UserError(
       f'{path} does not fit ({", ".join(faults[:_FAULTS_SHOWN])}{more}): it is damaged, of another network, or of '
       f'other images than {"x".join(map(str, model.shape))} (--config.data.image_size, --config.data.num_channels)'
     )
-  if weights.proposal:
-    proposal = train_step.ProposalState(params, ema_params, model.proposal_tx.init(params))
   return parallel.replicate(
     train_step.TrainState(
       step=np.int32(weights.step),
