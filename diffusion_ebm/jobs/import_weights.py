@@ -93,7 +93,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
   _check_new(workdir)
   doing(f'reading {path}')
   weights = read(path, config.data.image_size)
-  _describe(config, weights)
+  _configure(config, weights)
   config_lib.check(config, 1)
   doing('building the network')
   model = model_lib.build(config)
@@ -125,7 +125,7 @@ def _check_new(workdir):
     raise UserError(f'{workdir} holds a run already: import into another --workdir')
 
 
-def _describe(config, weights):
+def _configure(config, weights):
   """Writes into the configuration what the weights say, and refuses what they contradict."""
   known = dict(config_lib.flatten(config.to_dict()))
   differing = [
@@ -153,7 +153,7 @@ def read(path: str, image_size: int) -> Weights:
   """What a file holds, whoever's it is; of which size its images are, it does not say.
 
   Raises:
-    UserError: it is no such file.
+    UserError: it is neither, or damaged.
   """
   try:
     return _read_drl(path, image_size) if _is_npz(path) else _read_cdrl(path, image_size)

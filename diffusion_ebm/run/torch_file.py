@@ -105,7 +105,7 @@ def opened(path: str, max_bytes: int) -> Iterator[Any]:
     return
   with open(path, 'rb') as file:
     if file.read(len(_ZIP)) == _ZIP:
-      raise ValueError('it is cut short')
+      raise ValueError('it is cut short: copy or download it again')
     file.seek(0)
     yield _from_pickles(file)
 

@@ -398,6 +398,17 @@ class SpectralNormTest(absltest.TestCase):
       atol=1e-5,
     )
 
+  def test_averaged_kernels_may_be_normalised_with_the_raw_ones_vectors(self):
+    u = spectral_norm.iterate(self.params, spectral_norm.init(jax.random.key(1), self.params), 200)
+    average = randomised(self.params)
+    found = spectral_norm.normalise(average, u, False, self.params)['body']['conv_in']['kernel']
+    left, right, raw = (tree['body']['conv_in']['kernel'] for tree in (u, average, self.params))
+    raw, right = (np.reshape(kernel, (-1, 8)) for kernel in (raw, right))
+    inputs = raw @ left / np.linalg.norm(raw @ left)
+    np.testing.assert_allclose(np.reshape(found, (-1, 8)), right / (inputs @ right @ left), rtol=1e-4)
+    same = spectral_norm.normalise(self.params, u, False, self.params)
+    jax.tree.map(np.testing.assert_array_equal, same, spectral_norm.normalise(self.params, u, False))
+
   def test_without_vectors_nothing_is_normalised(self):
     jax.tree.map(np.testing.assert_array_equal, spectral_norm.normalise(self.params, {}), self.params)
     self.assertEqual(spectral_norm.iterate(self.params, {}), {})
