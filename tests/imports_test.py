@@ -23,7 +23,6 @@ METHOD = {
   'interpolation',
   'marginal_density',
   'preprocessing',
-  'proposal',
   'random_keys',
   'training_metrics',
 }

@@ -27,6 +27,7 @@ def state_at(step):
     opt_state=((), {'count': jnp.asarray(step, jnp.int32), 'mu': jax.tree.map(lambda a: -a, params)}),
     spectral={'conv': jnp.full(3, 0.1 * step, jnp.float32)},
     bad_steps=jnp.asarray(step % 3, jnp.int32),
+    proposal={},
   )
 
 
