@@ -101,7 +101,9 @@ def _measure_training(config, model, seconds, result):
   result |= _summary('train_step_s', times)
   products = 1 if jax.default_backend() == 'cpu' else parallel.num_devices()  # devices of a CPU share its cores
   result['images_per_s'] = size / result['train_step_s']
-  result['flops_per_step'] = flops.train_step(model.network, model.shape, size, config.sampling.num_steps)
+  result['flops_per_step'] = flops.train_step(
+    model.network, model.shape, size, config.sampling.num_steps, model.proposal_network
+  )
   result['matmul_flops_per_s'] = product_flops * products / float(np.median(product_times))
   result['achieved_flops_per_s'] = result['flops_per_step'] / result['train_step_s']
   result['fraction_of_matmul'] = result['achieved_flops_per_s'] / result['matmul_flops_per_s']

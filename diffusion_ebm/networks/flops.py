@@ -28,15 +28,20 @@ def forward(network, shape) -> tuple[int, int]:
   return _count(f.jaxpr), _count(jax.make_jaxpr(embed)(variables, t).jaxpr)
 
 
-def train_step(network, shape, batch_size: int, num_langevin_steps: int) -> int:
+def train_step(network, shape, batch_size: int, num_langevin_steps: int, proposal_network=None) -> int:
   """Operations of a training step.
 
   A gradient with respect to y costs two passes of f, one with respect to the parameters as well three: K of the first
   kind, and two (positives and negatives) of the second. The chain needs the embedding once, the loss twice with its
-  gradient.
+  gradient. A proposal is evaluated once for the chains, and once with its gradient.
   """
   f, embedding = forward(network, shape)
-  return batch_size * (f * (2 * num_langevin_steps + 2 * 3) + embedding * (1 + 2 * 3))
+  example = f * (2 * num_langevin_steps + 2 * 3) + embedding * (1 + 2 * 3)
+  if proposal_network is not None:
+    x, t = jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    variables = jax.eval_shape(proposal_network.init, jax.random.key(0), x, t)
+    example += _count(jax.make_jaxpr(proposal_network.apply)(variables, x, t).jaxpr) * (1 + 3)
+  return batch_size * example
 
 
 def _count(jaxpr) -> int:

@@ -58,6 +58,13 @@ class FlopsTest(absltest.TestCase):
     f, embedding = flops.forward(network, (2,))
     self.assertEqual(flops.train_step(network, (2,), 5, 10), 5 * (26 * f + 7 * embedding))
 
+  def test_a_proposal_is_evaluated_and_its_gradient_taken(self):
+    network = networks.MLP(networks.MLPSettings(ch=8, num_layers=1))
+    proposal = networks.ProposalMLP(networks.ProposalMLPSettings(ch=8), tuple(range(6)))
+    once = 2 * (2 * 8 * 8 + 2 * 8 + 8 * 16 + 2 * 8 * 8 + 8 * 2)
+    plain = flops.train_step(network, (2,), 5, 10)
+    self.assertEqual(flops.train_step(network, (2,), 5, 10, proposal), plain + 5 * 4 * once)
+
 
 class BenchmarkTest(absltest.TestCase):
   def test_vectors_give_every_figure(self):
