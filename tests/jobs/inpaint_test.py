@@ -100,7 +100,7 @@ class InpaintTest(absltest.TestCase):
     }
     expected = {name.replace('7', '7_seed5'): changes for name, changes in expected.items()}
     with (
-      mock.patch.object(trained, 'load', lambda config, *_: trained.Trained(config, None, (8, 8, 1), 7)),
+      mock.patch.object(trained, 'load', lambda config, *_: trained.Trained(config, None, None, (8, 8, 1), 7)),
       mock.patch.object(inpaint, '_NUM_SHOWN', 1),
       mock.patch.object(inpaint, '_draw') as draw,
     ):

@@ -50,7 +50,7 @@ class InterpolateTest(absltest.TestCase):
       self.assertEqual(picture.size, (4 * 42, 2 * 42))
 
   def test_other_strips_are_beside_the_first(self):
-    def no_strips(config, ebm, shape, seed, step):
+    def no_strips(config, ebm, proposal, shape, seed, step):
       frames = np.full((config.interpolate.num_strips, config.interpolate.frames, *shape), 0.5)
       return frames[..., 0, 0, 0], frames
 

@@ -2,9 +2,11 @@ import glob
 import os
 import re
 import tempfile
+from typing import Any
 from unittest import mock
 
 from absl.testing import absltest, parameterized
+from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -209,11 +211,11 @@ class DamageTest(parameterized.TestCase):
       self.restore(check=check)
 
   def test_one_of_a_newer_version_is_refused(self):
-    with mock.patch.object(checkpoints, 'FORMAT', 3):
+    with mock.patch.object(checkpoints, 'FORMAT', checkpoints.FORMAT + 1):
       saver = checkpoints.Saver(self.workdir, 3, 0)
       saver.save(state_at(9), 90)
       saver.close()
-    with self.assertRaisesRegex(UserError, r'/9 was written by a newer version \(format 3, here 2\): update'):
+    with self.assertRaisesRegex(UserError, r'/9 was written by a newer version \(format 4, here 3\): update'):
       self.restore()
 
   def test_one_of_the_first_format_is_migrated(self):
@@ -231,6 +233,25 @@ class DamageTest(parameterized.TestCase):
     with self.assertLogs('diffusion_ebm', 'WARNING') as logs:
       self.assert_is(self.restore(lacking=older_versions.LACKING), 8)
     self.assertIn('step 12 is damaged', logs.output[0])
+
+  def test_one_of_the_second_format_had_no_proposal(self):
+    state = state_at(9)
+
+    class SecondFormat(struct.PyTreeNode):
+      step: Any
+      params: Any
+      ema_params: Any
+      opt_state: Any
+      spectral: Any
+      bad_steps: Any
+
+    fields = {name: getattr(state, name) for name in SecondFormat.__dataclass_fields__}
+    with mock.patch.object(checkpoints, 'FORMAT', 2):
+      saver = checkpoints.Saver(self.workdir, 3, 0)
+      saver.save(SecondFormat(**fields), 90)
+      saver.close()
+    restored = self.restore(lacking=older_versions.LACKING)
+    jax.tree.map(np.testing.assert_array_equal, restored.state, state)
 
   def test_on_a_full_disk_a_save_is_one_line_and_the_next_one_works(self):
     saver = checkpoints.Saver(self.workdir, 3, 0)
