@@ -32,6 +32,26 @@ class NoiseLevelsTest(parameterized.TestCase):
   def test_numbers_without_meaning_are_refused(self, num_levels):
     with self.assertRaisesRegex(ValueError, f'num_levels is {num_levels}, not in 2'):
       noise_levels.make_noise_levels(num_levels)
+    with self.assertRaisesRegex(ValueError, f'num_levels is {num_levels}, not in 2'):
+      noise_levels.make_cosine_levels(num_levels, 9.8, -5.1)
+
+  @parameterized.parameters(2, 6, 1000)
+  def test_equal_angles_between_the_two_ends(self, num_levels):
+    levels = noise_levels.make_levels(num_levels, 4e-4, schedule='cosine', log_snr_range=(8.0, -4.0))
+    self.assertEqual(levels.num_models, noise_levels.num_models(num_levels, 'cosine'))
+    np.testing.assert_allclose(2 * levels.log_snr[[0, -1]], [8.0, -4.0])
+    np.testing.assert_allclose(np.diff(levels.angle), (levels.angle[-1] - levels.angle[0]) / num_levels)
+    np.testing.assert_allclose(np.tan(np.pi / 2 * levels.angle), levels.sigma_cum / levels.a_cum)
+
+  def test_what_makes_no_levels_is_refused(self):
+    with self.assertRaisesRegex(ValueError, r'log_snr_min is 3\.0, not below log_snr_max, 3\.0'):
+      noise_levels.make_cosine_levels(6, 3.0, 3.0)
+    with self.assertRaisesRegex(ValueError, "schedule is 'sine', not one of"):
+      noise_levels.make_levels(6, 4e-4, schedule='sine')
+
+  @parameterized.parameters(6, 999, 1000)
+  def test_the_number_of_models_is_known_beforehand(self, num_levels):
+    self.assertEqual(noise_levels.num_models(num_levels), noise_levels.make_noise_levels(num_levels).num_models)
 
   @parameterized.parameters(3, 6, 1000)
   def test_the_last_level_is_a_marginal_one(self, num_levels):

@@ -71,6 +71,17 @@ class SamplingTest(absltest.TestCase):
     np.testing.assert_allclose(x, sampling.denoise(self.ebm, noisy), rtol=1e-6)
     np.testing.assert_array_equal(path[0], x)
 
+  def test_a_factor_lengthens_the_last_step(self):
+    keys = jax.random.split(jax.random.key(0), 3)
+    noisy, _ = self.draw(keys, num_steps=2)
+    start = noisy / float(self.levels.a_cum[0])
+    once, twice = (
+      sampling.sample(self.ebm, keys, (1,), sampling.Settings(2, denoised=True, denoise_factor=factor))[0] - start
+      for factor in (1.0, 2.0)
+    )
+    self.assertGreater(np.min(np.abs(once)), 1e-5)
+    np.testing.assert_allclose(twice, 2 * once, rtol=1e-2, atol=1e-6)
+
   def test_diffused_data_have_each_levels_variance(self):
     keys = jax.random.split(jax.random.key(0), 20_000)
     x = sampling.diffused(self.levels, jnp.zeros((len(keys), 1)), keys, (0, 3, 6))
