@@ -1,10 +1,10 @@
 """Handwritten digits with a thousand levels: densities and long chains on a laptop's CPU."""
 
-from configs import digits
+from configs import digits_drl
 
 
 def get_config():
-  config = digits.get_config()
+  config = digits_drl.get_config()
   config.data.dequantize = True
   config.model.name = 'mlp'
   config.model.act = 'swish'

@@ -33,6 +33,7 @@ OWN = (
   'digits_t1k',
   'digits_density',
   'digits_cdrl',
+  'digits_drl',
   'toy2d_t1k',
   'toy2d_cdrl',
 )
@@ -71,6 +72,7 @@ class ConfigsTest(parameterized.TestCase):
           'cifar10_cdrl',
           'imagenet32_cdrl',
           'digits_cdrl',
+          'digits_drl',
           'toy2d_cdrl',
         ]
       ),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import digits, toy2d
+from configs import digits_drl, toy2d
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 from diffusion_ebm import older_versions
@@ -83,7 +83,7 @@ def digits_config(**changes):
 
   Its activations are smooth: where a ReLU is close to zero, other roundings (on other numbers of devices) flip it.
   """
-  config = digits.get_config()
+  config = digits_drl.get_config()
   config.model.update({'ch': 8, 'ch_mult': (1,), 'act': 'swish', 'final_act': 'swish'})
   config.sampling.update({'num_steps': 2, 'generation_steps': 0, 'batch_size': 5})
   config.train.update(
