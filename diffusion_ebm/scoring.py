@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import contextlib
+import functools
 import logging
 import time
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 from diffusion_ebm import data, older_versions, preprocessing
 from diffusion_ebm.evaluate import features, reference
 from diffusion_ebm.run import parallel
+from diffusion_ebm.run import workdir as workdir_lib
 from diffusion_ebm.run.errors import UserError
 from diffusion_ebm.run.progress import Progress
 
@@ -36,7 +38,13 @@ class Drawn(NamedTuple):
   rates: dict[str, float | None]
 
 
-def load_sources(config) -> dict:
+def load_reference(config, workdir: str, check_stop: Callable) -> reference.Reference:
+  """What the `eval` section compares samples with; what is known of the data is kept in the workdir's `cache/`."""
+  cache = workdir_lib.make_cache(workdir)
+  return reference.make(config.eval, config.data, functools.partial(_load_sources, config), cache, check_stop)
+
+
+def _load_sources(config) -> dict:
   """Both splits; None for one that is neither there nor needed."""
   needed, sources = ('train', reference.split(config.eval, config.data)), {}
   for split in ('train', 'test'):

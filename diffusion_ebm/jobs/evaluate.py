@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import contextlib
-import functools
 import logging
 import os
 import time
@@ -97,8 +96,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
       if number := stop_requested():
         raise interrupts.stopped(number, 'stopped; what is scored is kept: run the same command again to go on')
 
-    cache, load_sources = workdir_lib.make_cache(workdir), functools.partial(scoring.load_sources, config)
-    compared = reference.make(config.eval, config.data, load_sources, cache, check_stop)
+    compared = scoring.load_reference(config, workdir, check_stop)
     inputs = scoring.inputs(config, compared)
     number = workdir_lib.claim_number(folder, 'report', inputs)
     settings = feature_statistics.key(*inputs.values())

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import functools
 import io
 import logging
 import math
@@ -11,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_ebm import generate, scoring, trained
-from diffusion_ebm.evaluate import reference
 from diffusion_ebm.run import files, interrupts, pictures
 from diffusion_ebm.run import workdir as workdir_lib
 from diffusion_ebm.run.errors import InterruptedRun, UserError
@@ -89,8 +87,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> list[Ro
       if number := stop_requested():
         raise interrupts.stopped(number, 'stopped; finished rows are kept: run the same command again to go on')
 
-    cache, load_sources = workdir_lib.make_cache(workdir), functools.partial(scoring.load_sources, config)
-    compared = reference.make(config.eval, config.data, load_sources, cache, check_stop)
+    compared = scoring.load_reference(config, workdir, check_stop)
     inputs = {'step': step, **scoring.inputs(config, compared, _OF_ROWS)}
     base = workdir_lib.claim(folder, f'steps_{step}', inputs, ('.csv', '.png'))
     rows = _measure(model, compared, base + '.csv', check_stop)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import cifar10_cdrl
+from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 from diffusion_ebm import noise_levels, recovery, sampling
 from diffusion_ebm.networks import cdrl_weights, spectral_norm
@@ -271,6 +272,18 @@ class RefusedTest(parameterized.TestCase):
     self.assertFalse(cdrl_weights.has_classes([*given.energy, *given.initialiser]))
     self.assertTrue(cdrl_weights.has_classes([*given.energy, 'y_map.weight_orig']))
     self.assertTrue(cdrl_weights.has_classes([*given.initialiser, 'y_mlp.0.weight']))
+
+
+class SizeTest(absltest.TestCase):
+  def test_the_published_networks_have_as_many_parameters_as_theirs(self):
+    def count(tree):
+      return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+    config = config_lib.resolve(cifar10_cdrl.get_config())
+    state = model_lib.build(config).abstract_state
+    self.assertEqual((count(state.params), count(state.proposal.params)), (34_833_152, 3_769_795))
+    config.model.ch = 256  # the paper's large network, 145 million in all
+    self.assertAlmostEqual(count(model_lib.build(config).abstract_state.params) / 1e6, 139.3, places=1)
 
 
 if __name__ == '__main__':
