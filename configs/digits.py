@@ -21,7 +21,8 @@ def get_config():
   config.sampling.noise_scale = 0.8
   config.train.shared_noise = True
   config.train.batch_size = 16
-  config.train.num_steps = 12_000
+  config.train.num_steps = 16_000
+  config.train.learning_rate = 1.5e-3
   config.train.cosine_decay = True
   config.train.ema_decay = 0.999
   config.train.log_every = 200
