@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 
-from configs import cifar10, default, digits
+from configs import cifar10, default, digits_drl
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import data, train_step
 from diffusion_ebm import model as model_lib
@@ -153,13 +153,13 @@ class ConfigsTest(parameterized.TestCase):
     self.assertGreater(max(jax.tree.leaves(moved)), 0)
 
   def test_none_is_taken_for_empty(self):
-    config = digits.get_config()
+    config = digits_drl.get_config()
     config.eval.update({'statistics': 'None', 'split': 'None'})
     config.model.ch_mult, config.density.levels = (None,), (None,)
     resolved = config_lib.resolve(config)
     self.assertEqual((resolved.eval.statistics, resolved.eval.split), ('', ''))
     self.assertEqual((resolved.model.ch_mult, resolved.density.levels), ((), ()))
-    self.assertEqual(config_lib.resolve(digits.get_config()).to_dict(), digits.get_config().to_dict())
+    self.assertEqual(config_lib.resolve(digits_drl.get_config()).to_dict(), digits_drl.get_config().to_dict())
 
   @parameterized.parameters(
     ('', ''),
@@ -273,20 +273,20 @@ class CheckTest(parameterized.TestCase):
     ('steps.num_steps', (5, -1)),
   )
   def test_a_bad_value_is_named(self, key, value):
-    config = digits.get_config()
+    config = digits_drl.get_config()
     section, _, name = key.rpartition('.')
     (config[section] if section else config)[name] = value
     with self.assertRaisesRegex(UserError, re.escape(key)):
       config_lib.check(config_lib.resolve(config), 2)
 
   def test_all_that_is_wrong_is_said_at_once(self):
-    config = digits.get_config()
+    config = digits_drl.get_config()
     config.train.learning_rate, config.model.act = -1.0, 'tanh'
     with self.assertRaisesRegex(UserError, r'train\.learning_rate.*model\.act'):
       config_lib.check(config_lib.resolve(config), 1)
 
   def test_a_width_that_groups_cannot_share_is_refused(self):
-    config = digits.get_config()
+    config = digits_drl.get_config()
     config.model.update({'norm': 'group', 'ch': 40})
     with self.assertRaisesRegex(UserError, 'groups'):
       config_lib.check(config, 1)
@@ -357,12 +357,12 @@ class WorkdirTest(absltest.TestCase):
     self.workdir = self.enterContext(tempfile.TemporaryDirectory())
 
   def test_what_is_saved_is_read_back(self):
-    config = digits.get_config()
+    config = digits_drl.get_config()
     config_lib.save(config, self.workdir)
     self.assertEqual(config_lib.load(self.workdir).to_dict(), config.to_dict())
 
   def test_another_run_is_refused_and_the_same_one_may_go_on_longer(self):
-    config = digits.get_config()
+    config = digits_drl.get_config()
     config_lib.save(config, self.workdir)
     config.train.num_steps += 1
     config.train.log_every += 1
@@ -382,7 +382,7 @@ class WorkdirTest(absltest.TestCase):
       config_lib.check_same_run(config, self.workdir)
 
   def test_with_cosine_decay_the_length_belongs_to_the_run(self):
-    config = digits.get_config()
+    config = digits_drl.get_config()
     config.train.cosine_decay = True
     config_lib.save(config, self.workdir)
     config.train.num_steps += 1
