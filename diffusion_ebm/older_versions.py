@@ -8,6 +8,8 @@ from diffusion_ebm.run.errors import UserError
 _LATER = {
   'data.test_fraction': 0.0,
   'diffusion.schedule': 'linear',
+  'diffusion.log_snr_max': 9.8,
+  'diffusion.log_snr_min': -5.1,
   'model.level_embedding': 'index',
   'model.level_act': False,
   'model.normal_factor': 0,

@@ -13,7 +13,9 @@ from absl.testing import absltest
 import jax
 import numpy as np
 
+import diffusion_ebm
 from diffusion_ebm import config as config_lib
+from diffusion_ebm import preprocessing, random_keys
 from diffusion_ebm.jobs import evaluate, sample, train
 from tests import testing
 
@@ -40,6 +42,12 @@ class OldWorkdirTest(absltest.TestCase):
     with np.load(os.path.join(self.workdir, 'samples', 'samples_2.npz')) as file:
       difference = file['samples'].astype(int) - self.expected['samples']
     self.assertLessEqual(np.abs(difference).max(), 1)  # roundings of another machine
+
+  def test_it_is_loaded_in_python(self):
+    model = diffusion_ebm.load(self.workdir)
+    self.assertIsNone(model.proposal)
+    x = preprocessing.to_stored(model.sample(random_keys.stream_key(0), 5))
+    self.assertLessEqual(np.abs(x.astype(int) - self.expected['samples']).max(), 1)  # roundings of another machine
 
   def test_it_is_scored_and_an_old_score_counts(self):
     self.config.eval.update({'num_samples': 20, 'extractor': 'pixels', 'baselines': False, 'max_wait_minutes': 0.0})
