@@ -356,38 +356,33 @@ def _batch_misfits(train, num_devices):
 
 
 def _image_misfits(data, model):
-  factor = 2 ** (len(model.ch_mult) - 1)
   if not model.ch_mult:
     yield (
       f'model.ch_mult is empty, and image size {data.image_size} has no published one (only '
       f'{", ".join(map(str, _CH_MULT))}): set it, as --config.model.ch_mult="(1,2,2)"'
     )
-  elif data.image_size % factor:
-    yield (
-      f'data.image_size is {data.image_size}, not divisible by {factor}, as the {len(model.ch_mult)} resolutions '
-      f'of model.ch_mult need'
-    )
   if model.norm == 'group' and any(model.ch * mult % min(32, model.ch * mult) for mult in model.ch_mult):
     yield f'model.ch is {model.ch}, whose widths 32 groups cannot share equally (model.norm group)'
-  sizes = [data.image_size // 2**i for i in range(len(model.ch_mult))]
-  for size in model.attention_resolutions:
-    if size not in sizes:
-      yield f'model.attention_resolutions names {size}, but the network has {", ".join(map(str, sizes))}'
+  yield from _resolution_misfits(data, model, 'model')
 
 
 def _unet_misfits(data, proposal):
-  factor = 2 ** (len(proposal.ch_mult) - 1)
   if not proposal.ch_mult:
     yield 'proposal.ch_mult is empty: set it, as --config.proposal.ch_mult="(1,1,1)"'
-  elif data.image_size % factor:
+  yield from _resolution_misfits(data, proposal, 'proposal')
+
+
+def _resolution_misfits(data, section, name):
+  factor = 2 ** (len(section.ch_mult) - 1)
+  if section.ch_mult and data.image_size % factor:
     yield (
-      f'data.image_size is {data.image_size}, not divisible by {factor}, as the {len(proposal.ch_mult)} resolutions '
-      f'of proposal.ch_mult need'
+      f'data.image_size is {data.image_size}, not divisible by {factor}, as the {len(section.ch_mult)} resolutions '
+      f'of {name}.ch_mult need'
     )
-  sizes = [data.image_size // 2**i for i in range(len(proposal.ch_mult))]
-  for size in proposal.attention_resolutions:
+  sizes = [data.image_size // 2**i for i in range(len(section.ch_mult))]
+  for size in section.attention_resolutions:
     if size not in sizes:
-      yield f'proposal.attention_resolutions names {size}, but the network has {", ".join(map(str, sizes))}'
+      yield f'{name}.attention_resolutions names {size}, but the network has {", ".join(map(str, sizes))}'
 
 
 def flatten(tree, prefix=''):

@@ -113,7 +113,9 @@ class Trainable:
   proposal_tx: optax.GradientTransformation | None = None
 
 
-def init_state(key, network, tx, example, use_spectral_norm: bool, proposal_network=None, proposal_tx=None):
+def init_state(
+  key, network, tx, example, use_spectral_norm: bool, proposal_network=None, proposal_tx=None
+) -> TrainState:
   """The state before the first step.
 
   Args:
@@ -126,7 +128,7 @@ def init_state(key, network, tx, example, use_spectral_norm: bool, proposal_netw
     proposal_tx: its optimiser.
 
   Returns:
-    A `TrainState`.
+    The state.
   """
   init_key, spectral_key = jax.random.split(key)
   y, t = jnp.zeros((1, *example.shape), jnp.float32), jnp.zeros(1, jnp.int32)

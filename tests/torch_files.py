@@ -2,6 +2,8 @@
 
 import collections
 import io
+import os
+import pathlib
 import pickle
 import sys
 import types
@@ -101,3 +103,23 @@ def save(tree, path, legacy=False, parameters=()):
       pickle.dump(sorted(storages, reverse=True), file, 2)
       for key in sorted(storages, reverse=True):
         file.write(storages[key].size.to_bytes(8, 'little') + storages[key].tobytes())
+
+
+class Evil:
+  """What makes a folder when it is unpickled."""
+
+  def __init__(self, folder):
+    self._folder = folder
+
+  def __reduce__(self):
+    return os.mkdir, (self._folder,)
+
+
+def write_pickle(saved, path, legacy):
+  """Writes a pickle where a file of either format has it."""
+  pickled = pickle.dumps(saved, 2)
+  if legacy:
+    pathlib.Path(path).write_bytes(pickled)
+  else:
+    with zipfile.ZipFile(path, 'w') as archive:
+      archive.writestr('x/data.pkl', pickled)

@@ -90,9 +90,7 @@ def load(path: str):
   try:
     return from_arrays(torch_file.read_arrays(path, _MAX_BYTES))
   except Exception as error:  # a damaged file may lead to anything
-    cause, kind = ' '.join(f'{error}'.split())[:300] or type(error).__name__, files.mistaken_for(path)
-    if kind not in ('', files.PICKLE):  # older files of PyTorch are pickles
-      cause = kind
+    cause = torch_file.why_unreadable(path, error)
     raise UserError(f'{path} cannot be read as Inception weights ({cause}): it should be a copy of {URL}') from error
 
 

@@ -158,9 +158,7 @@ def read(path: str, image_size: int) -> Weights:
   try:
     return _read_drl(path, image_size) if _is_npz(path) else _read_cdrl(path, image_size)
   except Exception as error:  # a damaged file may lead to anything
-    cause, kind = ' '.join(f'{error}'.split())[:300] or type(error).__name__, files.mistaken_for(path)
-    if kind not in ('', files.PICKLE):  # older files of PyTorch are pickles
-      cause = kind
+    cause = torch_file.why_unreadable(path, error)
     raise UserError(
       f'{path} cannot be imported ({cause}): it should be a checkpoint of CDRL without classes (.pth.tar), or weights '
       'of DRL as .npz'

@@ -125,6 +125,19 @@ def sinusoidal_embedding(t, size: int):
   return jnp.pad(embedding, ((0, 0), (0, size % 2)))
 
 
+def embed_noise(coordinates: tuple[float, ...], t, size: int, width: int):
+  """What a proposal knows of the noise of its input, (B, width); two layers, `dense_0` and `dense_1`, of the caller.
+
+  Args:
+    coordinates: the number that is embedded for each level.
+    t: levels, int (B,).
+    size: of the sinusoidal embedding.
+    width: of the layers.
+  """
+  h = sinusoidal_embedding(jnp.asarray(coordinates, jnp.float32)[t], size)
+  return nn.silu(dense(width, 'dense_1')(nn.silu(dense(width, 'dense_0')(h))))
+
+
 class LevelEmbedding(nn.Module):
   """What the network knows of the level: one vector for each layer that listens to it.
 

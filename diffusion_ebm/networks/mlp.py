@@ -108,8 +108,7 @@ class ProposalMLP(nn.Module):
   def __call__(self, x, t, dropout_keys=None):
     """`x` (B, ...) at levels (B,), with a key for each where they are trained with dropout; like `x`."""
     s, flat = self.settings, x.reshape(len(x), -1)
-    embedded = layers.sinusoidal_embedding(jnp.asarray(self.coordinates, jnp.float32)[t], s.ch)
-    level = nn.silu(layers.dense(s.ch, 'dense_1')(nn.silu(layers.dense(s.ch, 'dense_0')(embedded))))
+    level = layers.embed_noise(self.coordinates, t, s.ch, s.ch)
     h = layers.dense(s.ch, 'dense_in', dtype=s.dtype)(_waves(flat, s.num_frequencies).astype(s.dtype))
     for i in range(s.num_layers):
       scale, shift = jnp.split(layers.dense(2 * s.ch, f'level_{i}', dtype=s.dtype)(level), 2, axis=1)

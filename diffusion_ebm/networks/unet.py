@@ -82,9 +82,7 @@ class UNet(nn.Module):
   def __call__(self, x, t, dropout_keys=None):
     """Images (B, H, W, C) at levels (B,), with a key for each where they are trained with dropout; like `x`."""
     s = self.settings
-    embedded = layers.sinusoidal_embedding(jnp.asarray(self.coordinates, jnp.float32)[t], s.ch)
-    level = layers.dense(4 * s.ch, 'dense_1')(nn.silu(layers.dense(4 * s.ch, 'dense_0')(embedded)))
-    level = nn.silu(level)
+    level = layers.embed_noise(self.coordinates, t, s.ch, 4 * s.ch)
     count = 0
 
     def block(h, features, name, resample=None):

@@ -14,6 +14,8 @@ import zipfile
 
 import numpy as np
 
+from diffusion_ebm.run import files
+
 # The first object in a file of PyTorch before 1.6.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _ZIP = b'PK\3\4'
@@ -136,6 +138,14 @@ def read(tensors: dict[str, Tensor], max_bytes: int) -> dict[str, np.ndarray]:
     except ValueError as error:
       raise ValueError(f'{name}: {error}') from error
   return arrays
+
+
+def why_unreadable(path: str, error: Exception) -> str:
+  """Why a file of weights cannot be read, in one line: what else it is or, where that is not known, the error."""
+  kind = files.mistaken_for(path)
+  if kind in ('', files.PICKLE):  # older files of PyTorch are pickles
+    return ' '.join(f'{error}'.split())[:300] or type(error).__name__
+  return kind
 
 
 def _check_size(size, max_bytes):

@@ -128,17 +128,7 @@ class WeightsTest(parameterized.TestCase):
   @parameterized.parameters(False, True)
   def test_a_pickle_that_calls_anything_else_is_refused_and_not_run(self, legacy):
     marker = self.path + '.ran'
-
-    class Evil:
-      def __reduce__(self):
-        return os.mkdir, (marker,)
-
-    pickled = pickle.dumps(Evil(), 2)
-    if legacy:
-      pathlib.Path(self.path).write_bytes(pickled)
-    else:
-      with zipfile.ZipFile(self.path, 'w') as archive:
-        archive.writestr('x/data.pkl', pickled)
+    torch_files.write_pickle(torch_files.Evil(marker), self.path, legacy)
     with self.assertRaisesRegex(UserError, r'cannot be read as Inception weights \(it calls .*mkdir') as caught:
       inception_weights.load(self.path)
     self.assertNotIn('\n', str(caught.exception))

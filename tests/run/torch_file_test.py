@@ -71,17 +71,7 @@ class TorchFileTest(parameterized.TestCase):
   @parameterized.parameters(False, True)
   def test_a_pickle_that_calls_anything_else_is_refused_and_not_run(self, legacy):
     marker = self.path + '.ran'
-
-    class Evil:
-      def __reduce__(self):
-        return os.mkdir, (marker,)
-
-    pickled = pickle.dumps({'a': [Evil()]}, 2)
-    if legacy:
-      pathlib.Path(self.path).write_bytes(pickled)
-    else:
-      with zipfile.ZipFile(self.path, 'w') as archive:
-        archive.writestr('x/data.pkl', pickled)
+    torch_files.write_pickle({'a': [torch_files.Evil(marker)]}, self.path, legacy)
     with self.assertRaisesRegex(pickle.UnpicklingError, 'it calls .*mkdir'):
       torch_file.read_arrays(self.path, LARGE)
     self.assertFalse(os.path.exists(marker))
