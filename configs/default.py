@@ -64,6 +64,7 @@ def get_config():
   sampling.step_size = 2e-4  # b^2; docs/step_sizes.md
   sampling.step_size_rule = 'cumulative'  # or conditional: s_t^2 = b^2 sigma_{t+1}^2; or posterior, in between
   sampling.noise_scale = 0.99  # eta in generation; training always uses 1
+  sampling.full_noise_levels = 0  # so many of the noisiest levels, which settle what an image shows, take eta = 1
   sampling.denoise = False  # remove the noise of the cleanest level (sigma 0.01) by Tweedie's formula
   sampling.denoise_factor = 1.0  # of that step: 1 is Tweedie's, CDRL's code takes 2
   sampling.batch_size = 256  # samples drawn at once, over all devices

@@ -259,7 +259,9 @@ class DiffusionEBM(struct.PyTreeNode):
 
   @jax.jit
   def _conditional_sample(self, key, x_noisy, level):
-    noise = langevin.normal_noise(_keys(key, len(x_noisy)), self.shape, self.sampling.noise_scale)
+    eta = sampling.noise_scale(self.sampling, self.ebm.levels, level)
+    eta = eta.reshape(-1, *(1 for _ in self.shape))
+    noise = langevin.normal_noise(_keys(key, len(x_noisy)), self.shape, eta)
     return recovery.sample_conditional(self.ebm.at(level), x_noisy, noise, self.sampling.num_steps, self.proposal)
 
   @functools.partial(jax.jit, static_argnums=2)

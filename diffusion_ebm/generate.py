@@ -10,7 +10,8 @@ from diffusion_ebm.run import parallel
 def settings(config) -> sampling.Settings:
   """How samples are drawn."""
   s = config.sampling
-  return sampling.Settings(max(s.generation_steps or s.num_steps, 0), s.noise_scale, s.denoise, s.denoise_factor)
+  num_steps = max(s.generation_steps or s.num_steps, 0)
+  return sampling.Settings(num_steps, s.noise_scale, s.full_noise_levels, s.denoise, s.denoise_factor)
 
 
 def inputs(config) -> dict:

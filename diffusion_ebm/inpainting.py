@@ -99,7 +99,8 @@ def inpaint(ebm: Ebm, keys, image, mask, settings: Settings, num_repeats: int = 
     level_keys = random_keys.fold_in(chain_keys, t)
 
     def chain_and_back(carry, repeat):
-      noise = langevin.normal_noise(random_keys.fold_in(level_keys, repeat), shape, settings.noise_scale)
+      eta = sampling.noise_scale(settings, levels, t)
+      noise = langevin.normal_noise(random_keys.fold_in(level_keys, repeat), shape, eta)
       x = recovery.sample_conditional(model, carry[0], noise, settings.num_steps, proposal)
       x = jnp.where(mask, x, known)
       eps = again_eps(t * num_repeats + repeat + 1)

@@ -48,8 +48,8 @@ def interpolate(
   Returns:
     (B, *shape), float32, unclipped.
   """
-  white_a, noise_a = sampling.trajectory_noise(ebm.levels, keys_a, shape, settings.noise_scale)
-  white_b, noise_b = sampling.trajectory_noise(ebm.levels, keys_b, shape, settings.noise_scale)
+  white_a, noise_a = sampling.trajectory_noise(ebm.levels, keys_a, shape, settings)
+  white_b, noise_b = sampling.trajectory_noise(ebm.levels, keys_b, shape, settings)
 
   def noise(t):
     steps_a, steps_b = noise_a(t), noise_b(t)

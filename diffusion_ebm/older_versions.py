@@ -17,6 +17,7 @@ _LATER = {
   'model.zero_init': True,
   'proposal.name': '',
   'sampling.denoise_factor': 1.0,
+  'sampling.full_noise_levels': 0,
   'train.ema_warmup': False,
   'train.init_from': '',
   'train.level_weight': 'published',

@@ -22,12 +22,14 @@ class Settings(NamedTuple):
     num_steps: K, Langevin steps at each level; 0 for the proposal's samples as they are or, without a proposal, the
       normal approximation.
     noise_scale: eta, factor of the Langevin noise; 0.99 in the published evaluation.
+    full_noise_levels: at so many of the noisiest levels, the factor is 1.
     denoised: remove the little noise that is left at level 0, by `denoise`.
     denoise_factor: of that step.
   """
 
   num_steps: int
   noise_scale: float = 1.0
+  full_noise_levels: int = 0
   denoised: bool = False
   denoise_factor: float = 1.0
 
@@ -52,18 +54,23 @@ def sample(ebm: Ebm, keys, shape, settings: Settings, keep: tuple[int, ...] = ()
     `(x, path)`: the samples (B, *shape), float32, unclipped, and those at the levels of `keep`,
     (len(keep), B, *shape); level T is the white noise, level 0 the samples themselves.
   """
-  white, noise = trajectory_noise(ebm.levels, keys, shape, settings.noise_scale)
+  white, noise = trajectory_noise(ebm.levels, keys, shape, settings)
   return descend(ebm, white, noise, settings, keep, proposal)
 
 
-def trajectory_noise(levels: NoiseLevels, keys, shape, noise_scale: float):
+def noise_scale(settings: Settings, levels: NoiseLevels, t):
+  """Factor of the Langevin noise at levels `t`, like `t`."""
+  return jnp.where(t < levels.num_models - settings.full_noise_levels, settings.noise_scale, 1.0)
+
+
+def trajectory_noise(levels: NoiseLevels, keys, shape, settings: Settings):
   """All the noise of a trajectory, which is a function of nothing else.
 
   Args:
     levels: the levels.
     keys: one key for each sample, (B,).
     shape: of one sample.
-    noise_scale: eta, factor of the Langevin noise.
+    settings: factors of the Langevin noise.
 
   Returns:
     `(white, noise)`: the white noise `x_T`, (B, *shape), and a function from a level to the function from a Langevin
@@ -71,7 +78,7 @@ def trajectory_noise(levels: NoiseLevels, keys, shape, noise_scale: float):
   """
 
   def noise(t):
-    return langevin.normal_noise(random_keys.fold_in(keys, t), shape, noise_scale)
+    return langevin.normal_noise(random_keys.fold_in(keys, t), shape, noise_scale(settings, levels, t))
 
   return langevin.normal_noise(keys, shape)(levels.num_models), noise
 

@@ -87,6 +87,16 @@ class DensityTest(absltest.TestCase):
     # Monte-Carlo error 1.4 %, the chain's bias at most 2 %.
     np.testing.assert_allclose(np.cov(np.asarray(x).T), covariance / a**2, rtol=0.08, atol=0.005)
 
+  def test_conditional_samples_at_a_lower_temperature_spread_less_but_at_the_noisiest_levels(self):
+    x_next, level = np.zeros((8000, 2), np.float32), np.repeat([1, 4], 4000)
+    settings = sampling.Settings(50)
+    lower = settings._replace(noise_scale=0.5, full_noise_levels=2)
+    full, less = (
+      np.std(self.model.replace(sampling=s).conditional_sample(jax.random.key(1), x_next, level).reshape(2, -1), axis=1)
+      for s in (settings, lower)
+    )
+    np.testing.assert_allclose(less, [0.5 * full[0], full[1]], rtol=0.05)
+
 
 def image_model():
   """Standard normal images of 4 x 4 pixels in colour."""

@@ -250,6 +250,7 @@ class CheckTest(parameterized.TestCase):
     ('sampling.step_size', 0.0),
     ('sampling.step_size_rule', 'x'),
     ('sampling.noise_scale', -0.1),
+    ('sampling.full_noise_levels', -1),
     ('sampling.batch_size', 0),
     ('train.batch_size', 0),
     ('train.batch_size', 7),

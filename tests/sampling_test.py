@@ -57,6 +57,14 @@ class SamplingTest(absltest.TestCase):
     spread = [float(np.std(self.draw(keys, noise_scale=s)[0])) for s in (0.5, 1.0)]
     self.assertLess(spread[0], 0.7 * spread[1])
 
+  def test_the_noisiest_levels_keep_their_noise(self):
+    keys = jax.random.split(jax.random.key(0), 3)
+    _, full = self.draw(keys, tuple(range(7)), 2)
+    x, path = sampling.sample(self.ebm, keys, (1,), sampling.Settings(2, 0.5, 4), tuple(range(7)))
+    np.testing.assert_array_equal(path[2:], full[2:])
+    self.assertGreater(np.min(np.abs(path[1] - full[1])), 1e-4)
+    np.testing.assert_array_equal(sampling.sample(self.ebm, keys, (1,), sampling.Settings(2, 0.5, 7))[0], full[0])
+
   def test_denoising_gives_the_posterior_mean_of_normal_data(self):
     # Much noise at level 0, so that nothing is lost among float32's rounding; and other levels that must not matter.
     levels = noise_levels.with_steps(noise_levels.from_retention([0.8, 0.7, 0.5]), np.array([0.02, 0.3]))
