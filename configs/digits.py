@@ -18,14 +18,16 @@ def get_config():
   config.proposal.warmup_steps = 200
   config.proposal.warmup_head_start = 0
   config.sampling.num_steps = 10
-  config.sampling.noise_scale = 0.8
+  config.sampling.generation_steps = 20
+  config.sampling.noise_scale = 0.6
+  config.sampling.full_noise_levels = 3
   config.train.shared_noise = True
   config.train.batch_size = 16
-  config.train.num_steps = 16_000
-  config.train.learning_rate = 1.5e-3
+  config.train.num_steps = 13_500
+  config.train.learning_rate = 1.8e-3
   config.train.cosine_decay = True
   config.train.ema_decay = 0.999
   config.train.log_every = 200
-  config.train.sample_every = 4000
-  config.train.checkpoint_every = 2000
+  config.train.sample_every = 4500
+  config.train.checkpoint_every = 1500
   return config
