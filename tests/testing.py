@@ -183,9 +183,7 @@ def devices_config(num_steps):
   """Digits with a proposal, all of whose options that draw random numbers are on."""
   config = digits_config(num_steps=num_steps, checkpoint_every=num_steps // 2, sample_every=num_steps, log_every=5)
   config.train.shared_noise = True
-  # Wide enough for groups of several channels: before a norm of one alone, a bias has no gradient but its rounding.
-  config.proposal.update({'name': 'unet', 'ch': 40, 'ch_mult': (1,), 'num_res_blocks': 1, 'attention_resolutions': ()})
-  config.proposal.update({'warmup_steps': 1, 'learning_rate': 1e-3})
+  config.proposal.update({'name': 'mlp', 'ch': 16, 'warmup_steps': 1, 'learning_rate': 1e-3})
   return config
 
 

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from configs import toy2d_cdrl
 from diffusion_ebm import bad_step_file, data, trained, training_metrics
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
@@ -350,6 +351,14 @@ class ToyTest(absltest.TestCase):
         yield batch
 
     return mock.patch.object(data, 'train_batches', poisoned)
+
+  @testing.long
+  def test_the_checkerboards_own_settings_do_not_diverge(self):
+    config = toy2d_cdrl.get_config()
+    config.train.update({'num_steps': 200, 'sample_every': 200, 'checkpoint_every': 200})
+    workdir = self.enterContext(tempfile.TemporaryDirectory())
+    train.run(config, workdir)  # with other steps of the chains it ends in a `DivergedError` within a hundred
+    self.assertEqual(testing.steps_of(workdir), [200])
 
   def test_an_update_without_a_finite_gradient_is_skipped_and_reported(self):
     workdir = self.enterContext(tempfile.TemporaryDirectory())
