@@ -260,7 +260,6 @@ class DiffusionEBM(struct.PyTreeNode):
   @jax.jit
   def _conditional_sample(self, key, x_noisy, level):
     eta = sampling.noise_scale(self.sampling, self.ebm.levels, level)
-    eta = eta.reshape(-1, *(1 for _ in self.shape))
     noise = langevin.normal_noise(_keys(key, len(x_noisy)), self.shape, eta)
     return recovery.sample_conditional(self.ebm.at(level), x_noisy, noise, self.sampling.num_steps, self.proposal)
 

@@ -96,10 +96,9 @@ def inpaint(ebm: Ebm, keys, image, mask, settings: Settings, num_repeats: int = 
     level = jnp.full(len(image), t)
     known = noise_levels.posterior(levels, image, x_next, level, known_eps(t))
     model = restrict(ebm.at(level), known, mask)
-    level_keys = random_keys.fold_in(chain_keys, t)
+    level_keys, eta = random_keys.fold_in(chain_keys, t), sampling.noise_scale(settings, levels, t)
 
     def chain_and_back(carry, repeat):
-      eta = sampling.noise_scale(settings, levels, t)
       noise = langevin.normal_noise(random_keys.fold_in(level_keys, repeat), shape, eta)
       x = recovery.sample_conditional(model, carry[0], noise, settings.num_steps, proposal)
       x = jnp.where(mask, x, known)

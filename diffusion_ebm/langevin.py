@@ -53,20 +53,21 @@ def unadjusted_chain(score_fn, y, step_size, noise_fn, num_steps: int):
   return lax.scan(body, y, jnp.arange(num_steps))[0]
 
 
-def normal_noise(keys, shape, scale: float = 1.0):
+def normal_noise(keys, shape, scale=1.0):
   """Standard normal noise for each step that depends on each chain's own key alone.
 
   Args:
     keys: one key for each chain, (B,).
     shape: of one chain's state, without the batch axis.
-    scale: factor of the noise.
+    scale: factor of the noise, () or one for each chain, (B,).
 
   Returns:
     A function from the index of the step to noise (B, *shape), float32.
   """
 
   def noise(k):
-    return scale * jax.vmap(lambda key: jax.random.normal(key, shape))(random_keys.fold_in(keys, k))
+    eps = jax.vmap(lambda key: jax.random.normal(key, shape))(random_keys.fold_in(keys, k))
+    return _per_chain(scale, eps) * eps
 
   return noise
 
