@@ -9,7 +9,7 @@ import optax
 from configs import default
 from diffusion_ebm import marginal_density, networks, noise_levels
 from diffusion_ebm.ebm import Ebm
-from diffusion_ebm.networks import convolution, layers, mlp, resnet, spectral_norm
+from diffusion_ebm.networks import convolution, layers, mlp, resnet, spectral_norm, unet
 from tests import testing
 
 BASE = {'ch': 8, 'ch_mult': (1, 2), 'num_res_blocks': 1}
@@ -267,6 +267,33 @@ class DropoutTest(absltest.TestCase):
       plain = network.apply({'params': params}, y, t)
       dropped = network.apply({'params': params}, y, t, keys)
       self.assertGreater(np.max(np.abs(plain - dropped)), 1e-4)
+
+
+class UNetTest(absltest.TestCase):
+  @testing.long
+  def test_an_image_depends_on_its_own_level_and_key_alone_and_gradients_are_means(self):
+    settings = unet.UNetSettings(ch=40, ch_mult=(1, 1), num_res_blocks=1, attention_resolutions=(8,), dropout=0.3)
+    network = unet.UNet(settings, tuple(np.linspace(100.0, 900.0, 6).tolist()))
+    x, t, keys = images(4), jnp.array([0, 5, 2, 3]), jax.random.split(jax.random.key(2), 4)
+    params = randomised(network.init(jax.random.key(1), x, t)['params'])
+
+    @jax.jit
+    def value_and_gradient(params, x, t, keys):
+      apply = lambda p: network.apply({'params': p}, x, t, keys)  # noqa: E731
+      return apply(params), jax.grad(lambda p: jnp.mean(apply(p) ** 2))(params)
+
+    whole, gradient = value_and_gradient(params, x, t, keys)
+    halves = [value_and_gradient(params, x[i : i + 2], t[i : i + 2], keys[i : i + 2]) for i in (0, 2)]
+    np.testing.assert_allclose(whole, jnp.concatenate([value for value, _ in halves]), rtol=1e-4, atol=1e-4)
+    size = optax.tree.norm(gradient)
+    jax.tree.map(
+      lambda g, a, b: np.testing.assert_allclose(g, (a + b) / 2, rtol=1e-3, atol=1e-5 * size),
+      gradient,
+      halves[0][1],
+      halves[1][1],
+    )
+    for other in (value_and_gradient(params, x, t, keys[::-1])[0], network.apply({'params': params}, x, t)):
+      self.assertGreater(np.min(np.max(np.abs(whole - other), axis=(1, 2, 3))), 1e-2)
 
 
 class MLPTest(parameterized.TestCase):
