@@ -48,6 +48,7 @@ def get_config():
   model.raw_singular_vectors = False  # averaged kernels are normalised with the raw ones' (CDRL), not with their own
   model.quadratic = 0.0  # q: f = network - q |y|^2 / 2; 1 makes a normal density a factor of the model
   model.normal_factor = 0  # normal densities, fitted to the data, as a factor of the model; docs/density.md
+  model.num_classes = 0  # classes that both networks are told, all that the data have; 0: none; docs/composition.md
   model.output_scale = 1.0  # mlp: factor of the output; about the s_t^2 of the cleanest level
 
   config.diffusion = ml_collections.ConfigDict()
@@ -67,6 +68,8 @@ def get_config():
   sampling.full_noise_levels = 0  # so many of the noisiest levels, which settle what an image shows, take eta = 1
   sampling.denoise = False  # remove the noise of the cleanest level (sigma 0.01) by Tweedie's formula
   sampling.denoise_factor = 1.0  # of that step: 1 is Tweedie's, CDRL's code takes 2
+  sampling.label = ''  # with classes, the one to draw, by name or number; all: each in turn; '': none in particular
+  sampling.guidance = 0.0  # w: f(y | label) + w (f(y | label) - f(y)), and the proposal's mean likewise
   sampling.batch_size = 256  # samples drawn at once, over all devices
   sampling.num_samples = 64  # of --mode=sample
 
@@ -93,6 +96,7 @@ def get_config():
   train.objective = 'recovery'  # or dsm: denoising score matching, its limit of little noise
   train.shared_noise = False  # the same noise for the data of both levels: the same gradient, with less variance (CDRL)
   train.level_weight = 'published'  # sigma_1 / sigma_{t+1}; or balanced: (sbar_{t+1} / sigma_{t+1})^2 in nats
+  train.label_dropout = 0.1  # with classes: share of the examples that count as of none in particular
   train.time_score = 0.0  # weight of the loss that ties the levels together, about 1; docs/density.md
   train.score_matching = 0.0  # weight of denoising score matching at noise between the levels, about 1
   train.learning_rate = 1e-4

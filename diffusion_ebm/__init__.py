@@ -6,7 +6,7 @@
 import importlib
 
 # Loaded when they are first used: importing the package alone costs nothing.
-_PUBLIC = {'DiffusionEBM': 'api', 'from_parameters': 'api', 'load': 'api', 'UserError': 'run.errors'}
+_PUBLIC = {'DiffusionEBM': 'api', 'combine': 'api', 'from_parameters': 'api', 'load': 'api', 'UserError': 'run.errors'}
 __all__ = tuple(_PUBLIC)  # noqa: PLE0604 (a tuple of names)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 
 from diffusion_ebm import (
   arguments,
+  composition,
+  corrected_sampling,
   generate,
   inpainting,
   interpolation,
@@ -35,6 +37,8 @@ from diffusion_ebm.sampling import Settings
 
 _log = logging.getLogger(__name__)
 
+_NUM_TUNING, _TUNING = 64, 0x7E57  # chains that tune the step sizes of `corrected_sample`, and their stream
+
 
 class DiffusionEBM(struct.PyTreeNode):
   """A sequence of trained energy-based models, t = 0 (nearly clean) .. T-1 (nearly white noise).
@@ -55,13 +59,15 @@ class DiffusionEBM(struct.PyTreeNode):
     shape: of one example: (H, W, C) or (D,).
     sampling: how samples are drawn.
     proposal: where chains start, if the model was trained with one; or None.
+    classes: names of the classes that the networks are told, by number; () for none.
   """
 
-  ebm: Ebm
+  ebm: Ebm | composition.Sum | composition.Window
   log_z: Any
   shape: tuple[int, ...] = struct.field(pytree_node=False)
   sampling: Settings = struct.field(pytree_node=False)
   proposal: Proposal | None = None
+  classes: tuple[str, ...] = struct.field(pytree_node=False, default=())
 
   @property
   def num_levels(self) -> int:
@@ -193,6 +199,63 @@ class DiffusionEBM(struct.PyTreeNode):
     level = arguments.level(level, len(x), self.num_levels + 1)
     return self._diffuse(arguments.random_key(key), x, level)
 
+  def corrected_sample(self, key, n: int, settings: corrected_sampling.Settings | None = None) -> jax.Array:
+    """Draws n samples by Metropolis-corrected chains on each level's own density, down to the cleanest.
+
+    Longer than `sample`, and right for sums of models too, as far as the chains are long enough; step sizes are tuned
+    first, by 64 chains.
+
+    Args:
+      key: a random key.
+      n: at least 1.
+      settings: how the chains go; None for the defaults.
+
+    Returns:
+      float32 (n, *shape).
+
+    Raises:
+      UserError: an argument is wrong.
+
+    Source: Du et al. 2023, section 4.
+    """
+    key, n = arguments.random_key(key), arguments.integer('n', n, 1)
+    return self._corrected_sample(key, n, settings or corrected_sampling.Settings())
+
+  # Classes and sums.
+
+  def of_class(self, label, guidance: float = 0.0) -> 'DiffusionEBM':
+    """The model of a class.
+
+    Args:
+      label: its name or number, of `classes`.
+      guidance: w, more of what tells the class from the others: `f(y | label) + w (f(y | label) - f(y))`.
+
+    Returns:
+      A model; all classes share what is compiled.
+
+    Raises:
+      UserError: there is no such class.
+    """
+    number = 1 + arguments.class_number(label, self.classes)
+    ebm, proposal = (
+      model and composition.guided(model, number, float(guidance)) for model in (self.ebm, self.proposal)
+    )
+    return self.replace(ebm=ebm, proposal=proposal, log_z=None)
+
+  def __add__(self, other: 'DiffusionEBM') -> 'DiffusionEBM':
+    """The product of both densities: their energies add. Its chains have no proposal."""
+    return combine((self, 1.0), (other, 1.0))
+
+  def __sub__(self, other: 'DiffusionEBM') -> 'DiffusionEBM':
+    """The density over the other's: what the first says beyond the second."""
+    return combine((self, 1.0), (other, -1.0))
+
+  def __mul__(self, coefficient: float) -> 'DiffusionEBM':
+    """The density to a power: its energy times a number."""
+    return combine((self, coefficient))
+
+  __rmul__ = __mul__
+
   # Densities.
 
   def energy(self, x, level) -> jax.Array:
@@ -267,6 +330,12 @@ class DiffusionEBM(struct.PyTreeNode):
   def _sample(self, key, n):
     return self._clipped(sampling.sample(self.ebm, _keys(key, n), self.shape, self.sampling, proposal=self.proposal)[0])
 
+  @functools.partial(jax.jit, static_argnums=(2, 3))
+  def _corrected_sample(self, key, n, settings):
+    tuning_keys, keys = _keys(jax.random.fold_in(key, _TUNING), _NUM_TUNING), _keys(key, n)
+    step_sizes = corrected_sampling.tune(self.ebm, tuning_keys, self.shape, settings)
+    return self._clipped(corrected_sampling.sample(self.ebm, keys, self.shape, settings, step_sizes)[0])
+
   @functools.partial(jax.jit, static_argnums=(4, 5))
   def _inpaint(self, key, image, mask, n, num_repeats):
     image, mask = (jnp.broadcast_to(a, (n, *self.shape)) for a in (image, mask))
@@ -298,6 +367,26 @@ def _keys(key, n):
   return random_keys.example_keys(key, jnp.arange(n))
 
 
+def combine(*terms: tuple[DiffusionEBM, float]) -> DiffusionEBM:
+  """The product of powers of densities: a weighted sum of models, as `a + b`, `a - b` and `2 * a` make them too.
+
+  Args:
+    *terms: `(model, coefficient)` of each; how samples are drawn is as of the first.
+
+  Raises:
+    UserError: the models have different shapes, noise levels, step sizes or temperatures.
+  """
+  first = terms[0][0]
+  for model, _ in terms:
+    if model.shape != first.shape:
+      raise UserError(f'models of shapes {first.shape} and {model.shape} cannot be added')
+  try:
+    ebm = composition.add(*((model.ebm, coefficient) for model, coefficient in terms))
+  except ValueError as error:
+    raise UserError(str(error)) from error
+  return DiffusionEBM(ebm, None, first.shape, first.sampling)
+
+
 def load(workdir: str, step: int | None = None, config=None) -> DiffusionEBM:
   """Loads a trained model.
 
@@ -326,7 +415,8 @@ def load(workdir: str, step: int | None = None, config=None) -> DiffusionEBM:
   log_z = trained.log_z(workdir, step, ebm.levels.num_models)
   _log.info('loaded in %.1f s; each method is compiled when it is first called', time.monotonic() - began)
   ebm, proposal = jax.device_put((ebm, proposal), jax.local_devices()[0])
-  return DiffusionEBM(ebm, log_z, shape, generate.settings(config), proposal)
+  classes = generate.class_names(config, trained.classes(workdir))
+  return DiffusionEBM(ebm, log_z, shape, generate.settings(config), proposal, classes)
 
 
 def from_parameters(config, params, spectral=None, log_z=None, proposal=None) -> DiffusionEBM:
@@ -365,4 +455,5 @@ def from_parameters(config, params, spectral=None, log_z=None, proposal=None) ->
     weights = trained.normalised(params, u, config.model.zero_init)
   log_z = None if log_z is None else np.asarray(log_z)
   made = None if proposal is None else model.proposal(proposal)
-  return DiffusionEBM(model.ebm(weights), log_z, model.shape, generate.settings(config), made)
+  classes = generate.class_names(config, ())
+  return DiffusionEBM(model.ebm(weights), log_z, model.shape, generate.settings(config), made, classes)

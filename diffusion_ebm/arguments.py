@@ -49,6 +49,18 @@ def random_key(key) -> jax.Array:
   return key
 
 
+def class_number(label, classes: tuple[str, ...]) -> int:
+  """The number of a class, by its name or number; raises a `UserError` where there is none."""
+  if not classes:
+    raise UserError('the model knows no classes: train one with --config.model.num_classes')
+  if isinstance(label, str) and label in classes:
+    return classes.index(label)
+  number = integer('label', int(label) if isinstance(label, str) and label.isdecimal() else label, 0)
+  if number >= len(classes):
+    raise UserError(f'label is {number}, but there are {len(classes)} classes: {", ".join(classes)}')
+  return number
+
+
 def level(value, batch: int, count: int):
   """The level of each example.
 

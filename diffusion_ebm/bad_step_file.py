@@ -26,18 +26,20 @@ def dump(workdir, config, step: int, batch, state) -> str:
     workdir: gets the file.
     config: the run's configuration.
     step: number of the step.
-    batch: on the devices, as of `parallel.split`.
+    batch: `(data, label)` on the devices, as of `parallel.prefetch`.
     state: any after the step, as it was skipped and so have been all since.
 
   Returns:
     The file's path.
   """
   path = os.path.join(workdir, f'bad_step_{step:08d}.npz')
-  batch = parallel.gather(batch)
+  examples, label = jax.tree.map(parallel.gather, batch)
   if parallel.is_first():
     before = state.replace(step=np.asarray(step - 1, np.int32), bad_steps=np.asarray(0, np.int32))
     arrays = {_name(key): np.asarray(leaf) for key, leaf in jax.tree_util.tree_flatten_with_path(before)[0]}
-    arrays |= {'config': np.asarray(json.dumps(config.to_dict())), 'batch': batch.reshape(-1, *batch.shape[2:])}
+    arrays |= {'config': np.asarray(json.dumps(config.to_dict())), 'batch': examples.reshape(-1, *examples.shape[2:])}
+    if label is not None:
+      arrays['label'] = label.ravel()
     files.write_npz(path, arrays, compress=False)
   return path
 
@@ -47,7 +49,7 @@ def load(path: str):
 
   Returns:
     `(config, model, state, batch)`: the configuration, what `model.build` makes of it, the state before the step on
-    all devices, and the global batch.
+    all devices, and the global batch `(data, label)`.
 
   Raises:
     UserError: it is no such file.
@@ -59,6 +61,6 @@ def load(path: str):
     model = model_lib.build(config)
     like, tree = jax.tree_util.tree_flatten_with_path(model.abstract_state)
     leaves = [arrays[_name(key)].reshape(leaf.shape).astype(leaf.dtype) for key, leaf in like]
-    return config, model, parallel.replicate(jax.tree.unflatten(tree, leaves)), arrays['batch']
+    return config, model, parallel.replicate(jax.tree.unflatten(tree, leaves)), (arrays['batch'], arrays.get('label'))
   except (OSError, ValueError, KeyError) as error:
     raise UserError(f'{path} cannot be read as the inputs of a training step ({error})') from error

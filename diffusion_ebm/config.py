@@ -29,6 +29,8 @@ _FREE = {
   'sampling.full_noise_levels',
   'sampling.generation_steps',
   'sampling.denoise',
+  'sampling.label',
+  'sampling.guidance',
   'sampling.denoise_factor',
   'sampling.batch_size',
   'sampling.num_samples',
@@ -133,6 +135,10 @@ def _has_proposal(config):
   return bool(config.proposal.name)
 
 
+def _has_no_classes(config):
+  return not config.model.num_classes
+
+
 def _is_unet(config):
   return config.proposal.name == 'unet'
 
@@ -148,6 +154,7 @@ RULES = (
     'seed',
     'data.num_workers',
     'model.quadratic',
+    'model.num_classes',
     'sampling.num_steps',
     'sampling.noise_scale',
     'sampling.full_noise_levels',
@@ -222,6 +229,11 @@ RULES = (
     'long_run.acceptance',
   ),
   *_within(2, noise_levels.MAX_LEVELS, 'diffusion.num_levels'),
+  Rule('train.label_dropout', lambda value: 0 <= value <= 1, 'not in 0 .. 1'),
+  *(
+    Rule(key, lambda value: not value, 'but model.num_classes is 0: the model knows no classes', _has_no_classes)
+    for key in ('sampling.label', 'sampling.guidance')
+  ),
   *_within(0, normal_factor.MAX_COMPONENTS, 'model.normal_factor'),
   Rule('inpaint.completions', lambda value: value <= MAX_COMPLETIONS, f'but must be at most {MAX_COMPLETIONS}'),
   Rule('density.rung_ess', lambda value: 0 < value < 1, 'not in (0, 1)'),

@@ -39,14 +39,13 @@ def diffuse(levels: Levels, x, t, eps):
   return a_cum * x + sigma_cum * eps, a_cum, sigma_cum
 
 
-def time_score(ebm: Ebm, x_t, t, dropout_keys=None):
+def time_score(ebm: Ebm, x_t, t):
   """The derivative of the model's log density of `x_t` with respect to lam, x_t held.
 
   Args:
     ebm: the model.
     x_t: (B, ...).
     t: real levels in [0, T-1], (B,).
-    dropout_keys: one for each example, (B,), or None for no dropout.
 
   Returns:
     (B,), in nats.
@@ -54,10 +53,10 @@ def time_score(ebm: Ebm, x_t, t, dropout_keys=None):
   log_snr = ebm.levels.log_snr[:-1]
   slope = jnp.asarray(np.diff(log_snr), jnp.float32)[jnp.clip(t.astype(int), 0, len(log_snr) - 2)]
   # In reverse: through the convolution of images there is no other derivative.
-  return jax.grad(lambda t: jnp.sum(marginal_density.log_density(ebm, x_t, t, dropout_keys)))(t) / slope
+  return jax.grad(lambda t: jnp.sum(marginal_density.log_density(ebm, x_t, t)))(t) / slope
 
 
-def time_score_loss(ebm: Ebm, x, t, eps, dropout_keys=None):
+def time_score_loss(ebm: Ebm, x, t, eps):
   """Conditional time score matching; its least value is at the true time score.
 
   What is regressed on is the derivative of `log N(x_t; abar x, sbar^2 I)`, whose mean given `x_t` is the time score.
@@ -67,7 +66,6 @@ def time_score_loss(ebm: Ebm, x, t, eps, dropout_keys=None):
     x: data, (B, ...).
     t: real levels in [0, T-1], (B,).
     eps: standard normal noise, like `x`.
-    dropout_keys: one for each example, (B,), or None for no dropout.
 
   Returns:
     (B,): the squared error over 4 D, with D numbers in an example; at the truth it is about `abar^4 / 2`.
@@ -76,10 +74,10 @@ def time_score_loss(ebm: Ebm, x, t, eps, dropout_keys=None):
   """
   x_t, a_cum, sigma_cum = diffuse(ebm.levels, x, t, eps)
   target = jnp.sum(a_cum**2 * (1 - eps**2) + a_cum * sigma_cum * eps * x, tuple(range(1, x.ndim)))
-  return (time_score(ebm, x_t, t, dropout_keys) - target) ** 2 / (4 * x[0].size)
+  return (time_score(ebm, x_t, t) - target) ** 2 / (4 * x[0].size)
 
 
-def score_loss(ebm: Ebm, x, t, eps, dropout_keys=None):
+def score_loss(ebm: Ebm, x, t, eps):
   """Denoising score matching; its least value is at the true score.
 
   Args: as of `time_score_loss`.
@@ -90,5 +88,5 @@ def score_loss(ebm: Ebm, x, t, eps, dropout_keys=None):
   Source: Vincent 2011, equation 11.
   """
   x_t, _, sigma_cum = diffuse(ebm.levels, x, t, eps)
-  score = marginal_density.score(ebm, x_t, t, dropout_keys)
+  score = marginal_density.score(ebm, x_t, t)
   return 0.5 * jnp.sum((sigma_cum * score + eps) ** 2, axis=tuple(range(1, x.ndim)))

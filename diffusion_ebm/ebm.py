@@ -16,6 +16,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from diffusion_ebm import terms
 from diffusion_ebm.networks import convolution
 from diffusion_ebm.noise_levels import Levels, at
 
@@ -68,24 +69,8 @@ class LevelEbm:
     return jax.grad(lambda y: jnp.sum(self.conditional_log_density(y, x_next)))(y)
 
 
-class Ebm(struct.PyTreeNode):
-  """An energy-based model at each of T levels; a tree whose leaves are the weights.
-
-  Attributes:
-    weights: the network's parameters, with normalised kernels.
-    network: the Flax module, of `networks.make_network`.
-    levels: noise levels and step sizes.
-  """
-
-  weights: Any
-  network: Any = struct.field(pytree_node=False)
-  levels: Levels = struct.field(pytree_node=False)
-
-  def at(self, t, dropout_keys=None) -> LevelEbm:
-    """The model at levels (B,), or at one for all examples, (1,); `dropout_keys` (B,) train with dropout."""
-    level = self.network.apply({'params': self.weights}, t, method='embed')
-    variables = {'params': self.weights, convolution.PREPARED: convolution.prepare(self.weights)}
-    return LevelEbm(self.levels, t, lambda y: self.network.apply(variables, y, level, dropout_keys, method='f'))
+class AllLevels:
+  """What a model of all levels does with its `levels` and `at(t)`."""
 
   def f(self, y, t):
     """The network's output, the negative energy up to the level's temperature, of `y_t` (B, ...): (B,)."""
@@ -98,3 +83,42 @@ class Ebm(struct.PyTreeNode):
   def score(self, y, t):
     """The gradient of `log_density` in `y`, like `y`."""
     return self.at(t).score(y)
+
+
+class Ebm(AllLevels, struct.PyTreeNode):
+  """An energy-based model at each of T levels; a tree whose leaves are the weights.
+
+  A network that is told classes is a model of each class and, with the empty class 0, of all together. Weighted sums of
+  these are models too, `f(y) = sum_m c_m f(y | label_m)`; the network evaluates all terms as one batch.
+
+  Attributes:
+    weights: the network's parameters, with normalised kernels.
+    network: the Flax module, of `networks.make_network`.
+    levels: noise levels and step sizes.
+    labels: classes of the M terms, int (M, 1), or (M, B) where those of the examples differ; None for the empty class.
+    coefficients: c, float32 (M,); None for one term of weight 1.
+    dropout_keys: one for each example, (B,), to train with dropout; None for no dropout.
+  """
+
+  weights: Any
+  network: Any = struct.field(pytree_node=False)
+  levels: Levels = struct.field(pytree_node=False)
+  labels: Any = None
+  coefficients: Any = None
+  dropout_keys: Any = None
+
+  def at(self, t) -> LevelEbm:
+    """The model at levels (B,), or at one for all examples, (1,).
+
+    Where there are several times as many levels as labels or keys, as for positives and negatives side by side, these
+    are repeated.
+    """
+    level = self.network.apply({'params': self.weights}, *terms.levels_and_labels(t, self.labels), method='embed')
+    variables = {'params': self.weights, convolution.PREPARED: convolution.prepare(self.weights)}
+
+    def of_all_terms(y):
+      keys = None if self.dropout_keys is None else jnp.tile(self.dropout_keys, len(y) // len(self.dropout_keys))
+      spread = jax.tree.map(lambda a: a if len(a) in (1, len(y)) else jnp.repeat(a, len(y) // len(a), axis=0), level)
+      return self.network.apply(variables, y, spread, keys, method='f')
+
+    return LevelEbm(self.levels, t, lambda y: terms.weighted_sum(of_all_terms, y, self.coefficients))

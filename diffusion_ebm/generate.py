@@ -3,8 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import older_versions, random_keys, sampling
+from diffusion_ebm import composition, older_versions, random_keys, sampling
 from diffusion_ebm.run import parallel
+from diffusion_ebm.run.errors import UserError, printable
 
 
 def settings(config) -> sampling.Settings:
@@ -16,14 +17,58 @@ def settings(config) -> sampling.Settings:
 
 def inputs(config) -> dict:
   """What samples depend on beside the checkpoint and the seed, for the records of results."""
-  return older_versions.without_later('sampling', settings(config)._asdict())
+  classes = {'label': config.sampling.label, 'guidance': config.sampling.guidance}
+  return older_versions.without_later('sampling', settings(config)._asdict() | classes)
+
+
+def numbered(config, classes: tuple[str, ...]):
+  """A resolved configuration whose `sampling.label` is the number of the class, counted from 0 as in the data.
+
+  Args:
+    config: the configuration.
+    classes: the names of the classes, by number; () if they are not known.
+
+  Raises:
+    UserError: there is no such class.
+  """
+  label, count = config.sampling.label, config.model.num_classes
+  if label in ('', 'all'):
+    return config
+  config = config.copy_and_resolve_references()
+  if label in classes:
+    config.sampling.label = str(classes.index(label))
+  elif not (label.isdecimal() and int(label) < count):
+    known = f'one of {", ".join(map(printable, classes))}, ' if classes else ''
+    raise UserError(f"sampling.label is {printable(label)!r}, not {known}0 .. {count - 1}, 'all' or ''")
+  return config
+
+
+def class_names(config, classes: tuple[str, ...]) -> tuple[str, ...]:
+  """The names of the classes that the networks are told, by number: numbers where names are not known."""
+  count = config.model.num_classes
+  return classes if len(classes) == count else tuple(map(str, range(count)))
+
+
+def told(config, model, index=None):
+  """An `Ebm` or its proposal, told the class that is asked for, with guidance; with `all`, each in turn.
+
+  Args:
+    config: the configuration, `numbered`.
+    model: with the empty class; None stays None.
+    index: numbers of the examples, int (B,); without them, `all` are all together.
+  """
+  label = config.sampling.label
+  if model is None or not label or (label == 'all' and index is None):
+    return model
+  number = index % config.model.num_classes if label == 'all' else int(label)
+  return composition.guided(model, 1 + number, config.sampling.guidance)
 
 
 def make_sampler(config, shape, batch_size: int, keep: tuple[int, ...] = ()):
   """A function that draws samples; sample number i is the same whatever the batch and the devices.
 
   Args:
-    config: the configuration.
+    config: the configuration, `numbered`.
     shape: of one sample.
     batch_size: samples at once; rounded up to a multiple of the devices.
     keep: levels whose samples are returned too.
@@ -36,6 +81,7 @@ def make_sampler(config, shape, batch_size: int, keep: tuple[int, ...] = ()):
 
   def draw(shared, index):
     ebm, proposal, seed = shared
+    ebm, proposal = (told(config, each, index) for each in (ebm, proposal))
     x, path = sampling.sample(ebm, random_keys.sample_keys(seed, index), shape, settings(config), keep, proposal)
     return x, jnp.moveaxis(path, 0, 1)
 

@@ -13,28 +13,27 @@ from diffusion_ebm import noise_levels
 from diffusion_ebm.ebm import Ebm
 
 
-def log_density(ebm: Ebm, x, t, dropout_keys=None):
+def log_density(ebm: Ebm, x, t):
   """`log p(x_t) + log Z_t`, the unnormalised log density of `x_t`: minus its energy.
 
   Args:
     ebm: the model.
     x: data with the noise of level t, (B, ...).
     t: levels, (B,): integers in 0..T-1, or real numbers between two of them.
-    dropout_keys: one for each example, (B,), or None for no dropout.
 
   Returns:
     (B,), in nats.
 
   Source: Gao et al. 2021, section 3.2.
   """
-  value = ebm.at(t, dropout_keys).log_density(ebm.levels.to_y(x, t)) + ebm.levels.log_volume(t, x[0].size)
+  value = ebm.at(t).log_density(ebm.levels.to_y(x, t)) + ebm.levels.log_volume(t, x[0].size)
   # Activations have finite gradients at NaN; where the value is NaN, its gradient shall be, too.
   return value * lax.stop_gradient(jnp.where(jnp.isnan(value), value, 1.0))
 
 
-def score(ebm: Ebm, x, t, dropout_keys=None):
+def score(ebm: Ebm, x, t):
   """The gradient of `log p(x_t)` in `x_t`, like `x`; arguments as of `log_density`."""
-  return jax.grad(lambda x: jnp.sum(log_density(ebm, x, t, dropout_keys)))(x)
+  return jax.grad(lambda x: jnp.sum(log_density(ebm, x, t)))(x)
 
 
 def diffused_log_density(ebm: Ebm, x, chosen, eps):

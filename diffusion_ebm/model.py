@@ -102,7 +102,9 @@ def build(config) -> Model:
   tx, schedule = optimizer.make_optimizer(config.train)
   proposal_network = proposal_tx = None
   if config.proposal.name:
-    proposal_network = networks.make_proposal_network(config.proposal, levels, config.model.dtype)
+    proposal_network = networks.make_proposal_network(
+      config.proposal, levels, config.model.dtype, config.model.num_classes
+    )
     proposal_tx = optimizer.make_proposal_optimizer(config.proposal, config.train)
   return Model(
     shape,

@@ -12,6 +12,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from diffusion_ebm import terms
 from diffusion_ebm.noise_levels import Levels, at
 
 
@@ -24,22 +25,34 @@ class Proposal(struct.PyTreeNode):
     weights: the network's parameters.
     network: the Flax module, of `networks.make_proposal_network`.
     levels: the noise levels.
+    labels: as of `Ebm`, like the others.
+    coefficients: of a sum of means; the variance stays.
+    dropout_keys: one for each example, (B,), to train with dropout; None for no dropout.
   """
 
   weights: Any
   network: Any = struct.field(pytree_node=False)
   levels: Levels = struct.field(pytree_node=False)
+  labels: Any = None
+  coefficients: Any = None
+  dropout_keys: Any = None
 
-  def mean(self, x_next, t, dropout_keys=None):
-    """The mean of `y_t`, like `x_next` (B, ...), at levels int (B,); `dropout_keys` (B,) train with dropout."""
-    return self.network.apply({'params': self.weights}, x_next, t, dropout_keys)
+  def mean(self, x_next, t):
+    """The mean of `y_t`, like `x_next` (B, ...), at levels int (B,)."""
+    of_terms, label = terms.levels_and_labels(t, self.labels)
 
-  def sample(self, x_next, t, noise, dropout_keys=None):
+    def of_all_terms(x):
+      keys = None if self.dropout_keys is None else jnp.tile(self.dropout_keys, len(x) // len(self.dropout_keys))
+      return self.network.apply({'params': self.weights}, x, of_terms, keys, label)
+
+    return terms.weighted_sum(of_all_terms, x_next, self.coefficients)
+
+  def sample(self, x_next, t, noise):
     """`y_t`, like `x_next`, from standard normal `noise`, like `x_next`."""
-    return self.mean(x_next, t, dropout_keys) + at(self.levels.posterior_sigma, t, noise) * noise
+    return self.mean(x_next, t) + at(self.levels.posterior_sigma, t, noise) * noise
 
 
-def teaching_loss(proposal: Proposal, x_next, y, t, noise, dropout_keys=None):
+def teaching_loss(proposal: Proposal, x_next, y, t, noise):
   """How far the proposal's samples are from those into which chains have refined them.
 
   Args:
@@ -48,12 +61,11 @@ def teaching_loss(proposal: Proposal, x_next, y, t, noise, dropout_keys=None):
     y: the ends of the chains that started at `proposal.sample` with the same arguments; held constant.
     t: levels, int (B,).
     noise: of the proposal's samples, like `x_next`.
-    dropout_keys: one for each example, (B,), or None for no dropout.
 
   Returns:
     Squared distances, (B,).
 
   Source: Zhu et al. 2024, equation 11 and algorithm 1.
   """
-  difference = proposal.sample(x_next, t, noise, dropout_keys) - jax.lax.stop_gradient(y)
+  difference = proposal.sample(x_next, t, noise) - jax.lax.stop_gradient(y)
   return jnp.sum(difference**2, axis=tuple(range(1, difference.ndim)))

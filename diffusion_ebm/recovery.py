@@ -83,7 +83,7 @@ def coupled_pair(levels: Levels, x, t, eps, noise):
   return noise_levels.posterior(levels, x, x_next, t, noise), x_next
 
 
-def recovery_loss(ebm: Ebm, x_pos, x_neg, t, dropout_keys=None):
+def recovery_loss(ebm: Ebm, x_pos, x_neg, t):
   """The loss of each example, whose gradient is that of the negative recovery log likelihood, weighted by level.
 
   Args:
@@ -91,7 +91,6 @@ def recovery_loss(ebm: Ebm, x_pos, x_neg, t, dropout_keys=None):
     x_pos: diffused data `x_t`, (B, ...).
     x_neg: samples of `sample_conditional`, held constant, like `x_pos`.
     t: levels, int (B,) in 0..T-1.
-    dropout_keys: one for each example, (B,), or None for no dropout.
 
   Returns:
     `(loss, f_pos)`, each (B,): `w_t (log p(a_{t+1} x_neg) - log p(a_{t+1} x_pos))` with the level's weight, which is
@@ -100,12 +99,12 @@ def recovery_loss(ebm: Ebm, x_pos, x_neg, t, dropout_keys=None):
   Source: Gao et al. 2021, algorithm 1, line 7.
   """
   levels = ebm.levels
-  both = ebm.at(jnp.tile(t, 2), None if dropout_keys is None else jnp.tile(dropout_keys, 2))
+  both = ebm.at(jnp.tile(t, 2))
   f_pos, f_neg = jnp.split(both.f(jnp.concatenate([levels.to_y(x_pos, t), levels.to_y(x_neg, t)])), 2)
   return at(levels.weight, t, f_pos) * scale(levels, f_neg - f_pos, t), f_pos
 
 
-def score_matching_loss(ebm: Ebm, x_pos, eps, t, dropout_keys=None):
+def score_matching_loss(ebm: Ebm, x_pos, eps, t):
   """Denoising score matching, which the recovery likelihood's gradient tends to as sigma_{t+1} vanishes.
 
   Args:
@@ -113,7 +112,6 @@ def score_matching_loss(ebm: Ebm, x_pos, eps, t, dropout_keys=None):
     x_pos: diffused data `x_t = abar_t x + sbar_t eps`, (B, ...).
     eps: their noise, like `x_pos`.
     t: levels, int (B,) in 0..T-1.
-    dropout_keys: one for each example, (B,), or None for no dropout.
 
   Returns:
     `(loss, f_pos)`, each (B,): `sigma_{t+1}^2 / 2 |score(y_t) + eps / (a_{t+1} sbar_t)|^2` with the weight of
@@ -121,7 +119,7 @@ def score_matching_loss(ebm: Ebm, x_pos, eps, t, dropout_keys=None):
 
   Source: Vincent 2011, equation 11; Gao et al. 2021, section 3.3.
   """
-  levels, model = ebm.levels, ebm.at(t, dropout_keys)
+  levels, model = ebm.levels, ebm.at(t)
 
   def total(y):
     f = model.f(y)

@@ -76,6 +76,7 @@ class StepSettings:
     shared_noise: the data of both levels get the same noise.
     time_score: weight of the time score's loss, which ties the levels together; 0 for none.
     score_matching: weight of denoising score matching between the levels; 0 for none.
+    label_dropout: probability with which an example counts as of the empty class.
     grey_width: distance between two grey levels in [-1, 1], over which images are dequantised; 0 for not at all.
     micro_batches: parts of the device's batch whose gradients are computed one after another.
     max_bad_steps: after as many skipped updates in a row, the state stays as it is.
@@ -90,6 +91,7 @@ class StepSettings:
   shared_noise: bool = False
   time_score: float = 0.0
   score_matching: float = 0.0
+  label_dropout: float = 0.0
   grey_width: float = 0.0
   micro_batches: int = 1
   max_bad_steps: int = 10
@@ -148,7 +150,14 @@ def init_state(
 
 
 def train_step(
-  state: TrainState, batch, index, *, trainable: Trainable, settings: StepSettings, axis_name: str | None = None
+  state: TrainState,
+  batch,
+  index,
+  label=None,
+  *,
+  trainable: Trainable,
+  settings: StepSettings,
+  axis_name: str | None = None,
 ):
   """One update from a batch of data.
 
@@ -159,6 +168,7 @@ def train_step(
     state: before the step.
     batch: data, (B, H, W, C) uint8 or (B, D) float32.
     index: each example's index in the global batch, int (B,).
+    label: classes, int (B,) in 1..num_classes; None where the networks are not told any.
     trainable: what is trained.
     settings: constants of the step.
     axis_name: of the devices over which gradients are averaged, if any.
@@ -176,31 +186,32 @@ def train_step(
   spectral = spectral_norm.iterate(state.params, state.spectral)
   ebm = trainable.make_ebm(state.params, spectral)  # once, for all steps of all chains
 
-  def gradients(batch, index):
+  def gradients(batch, index, label):
     keys = random_keys.example_keys(step_key, index)
-    return _gradients(state, spectral, ebm, trainable, keys, batch, settings)
+    return _gradients(state, spectral, ebm, trainable, keys, batch, label, settings)
 
-  losses, grads, by_level = _accumulate(gradients, settings.micro_batches, batch, index)
+  losses, grads, by_level = _accumulate(gradients, settings.micro_batches, (batch, index, label))
   if axis_name is not None:
     losses, grads = lax.pmean((losses, grads), axis_name)
     by_level = lax.psum(by_level, axis_name)
   return _update(state, losses, grads, spectral, by_level, trainable, settings)
 
 
-def _accumulate(gradients, parts: int, batch, index):
-  """`gradients` of the batch, one of `parts` equal parts after another: less memory for the same result."""
+def _accumulate(gradients, parts: int, batch):
+  """`gradients` of the arrays of a batch, one of `parts` equal parts after another: less memory for the same result."""
   if parts == 1:
-    return gradients(batch, index)
-  batch, index = (x.reshape(parts, -1, *x.shape[1:]) for x in (batch, index))
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, batch[0], index[0]))
+    return gradients(*batch)
+  batch = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+  first = jax.tree.map(lambda x: x[0], batch)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, *first))
   (losses, grads, by_level), _ = lax.scan(
-    lambda total, part: (jax.tree.map(jnp.add, total, gradients(*part)), None), zeros, (batch, index)
+    lambda total, part: (jax.tree.map(jnp.add, total, gradients(*part)), None), zeros, batch
   )
   losses, grads = jax.tree.map(lambda x: x / parts, (losses, grads))
   return losses, grads, by_level
 
 
-def _gradients(state, spectral, ebm, trainable, keys, batch, settings):
+def _gradients(state, spectral, ebm, trainable, keys, batch, label, settings):
   """Mean losses of a batch, their gradients, and the sums of each level.
 
   Args:
@@ -210,12 +221,19 @@ def _gradients(state, spectral, ebm, trainable, keys, batch, settings):
     trainable: what is trained.
     keys: one for each example, (B,).
     batch: data, as of `train_step`.
+    label: likewise.
     settings: constants of the step.
 
   Returns:
     `(losses, grads, by_level)`; the first two have an entry 'ebm' and, with a proposal, 'proposal'.
   """
   level_keys, flip_keys, now_keys, next_keys, chain_keys, dropout_keys = random_keys.split(keys, 6)
+
+  if label is not None:
+    dropped = jax.vmap(jax.random.uniform)(random_keys.fold_in(keys, 9)) < settings.label_dropout
+    label = jnp.where(dropped, 0, label)[None]
+  told = {'dropout_keys': dropout_keys, 'labels': label}  # to both networks
+  ebm = ebm.replace(**told)
 
   # Data at a random level, and at the next one.
   x = preprocessing.to_unit_range(batch)
@@ -239,31 +257,28 @@ def _gradients(state, spectral, ebm, trainable, keys, batch, settings):
   losses, grads = {}, {}
   if state.proposal:
     start_noise = normal(random_keys.fold_in(keys, 8))
-    propose = trainable.make_proposal(state.proposal.params).sample
-    start = propose(x_next, t, start_noise, dropout_keys)
-    y = recovery.refine(ebm.at(t, dropout_keys), start, x_next, noise, settings.num_langevin_steps)
+    start = trainable.make_proposal(state.proposal.params).replace(**told).sample(x_next, t, start_noise)
+    y = recovery.refine(ebm.at(t), start, x_next, noise, settings.num_langevin_steps)
     x_start, x_neg = lax.stop_gradient((levels.to_x(start, t), levels.to_x(y, t)))
   elif settings.objective == 'recovery':
-    x_neg = lax.stop_gradient(
-      recovery.sample_conditional(ebm.at(t, dropout_keys), x_next, noise, settings.num_langevin_steps)
-    )
+    x_neg = lax.stop_gradient(recovery.sample_conditional(ebm.at(t), x_next, noise, settings.num_langevin_steps))
 
   # Losses and gradients.
   def mean_loss(params):
-    ebm = trainable.make_ebm(params, spectral)
+    ebm = trainable.make_ebm(params, spectral).replace(**told)
     if settings.objective == 'recovery':
-      loss, f_pos = recovery.recovery_loss(ebm, x_pos, x_neg, t, dropout_keys)
+      loss, f_pos = recovery.recovery_loss(ebm, x_pos, x_neg, t)
     else:
-      loss, f_pos = recovery.score_matching_loss(ebm, x_pos, eps, t, dropout_keys)
-    total, by_level = _add_dual_score(loss, ebm, x, t, eps, keys, dropout_keys, settings)
+      loss, f_pos = recovery.score_matching_loss(ebm, x_pos, eps, t)
+    total, by_level = _add_dual_score(loss, ebm, x, t, eps, keys, settings)
     return jnp.mean(total), by_level | {'level_loss': jnp.abs(loss), 'level_f': jnp.abs(f_pos)}
 
   (losses['ebm'], by_level), grads['ebm'] = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
   if state.proposal:
 
     def mean_teaching_loss(params):
-      made = trainable.make_proposal(params)
-      return jnp.mean(proposal.teaching_loss(made, x_next, y, t, start_noise, dropout_keys))
+      made = trainable.make_proposal(params).replace(**told)
+      return jnp.mean(proposal.teaching_loss(made, x_next, y, t, start_noise))
 
     losses['proposal'], grads['proposal'] = jax.value_and_grad(mean_teaching_loss)(state.proposal.params)
   moved = jnp.sqrt(jnp.sum((x_neg - x_start) ** 2, axis=tuple(range(1, x.ndim))))
@@ -272,7 +287,7 @@ def _gradients(state, spectral, ebm, trainable, keys, batch, settings):
   return losses, grads, by_level
 
 
-def _add_dual_score(loss, ebm, x, t, eps, keys, dropout_keys, settings):
+def _add_dual_score(loss, ebm, x, t, eps, keys, settings):
   """Adds the losses of the dual score at levels between these and the next, where they have a weight.
 
   Returns:
@@ -285,7 +300,7 @@ def _add_dual_score(loss, ebm, x, t, eps, keys, dropout_keys, settings):
     fraction = jax.vmap(jax.random.uniform)(random_keys.fold_in(keys, 7))
     between = jnp.minimum(t, ebm.levels.num_models - 2) + fraction  # the last level has none above it
   for name, weight in weights.items():
-    terms[f'level_{name}'] = losses[name](ebm, x, between, eps, dropout_keys)
+    terms[f'level_{name}'] = losses[name](ebm, x, between, eps)
     loss = loss + weight * terms[f'level_{name}']
   return loss, terms
 

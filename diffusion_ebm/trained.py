@@ -12,8 +12,9 @@ import ml_collections
 import numpy as np
 
 from diffusion_ebm import config as config_lib
+from diffusion_ebm import generate, older_versions
 from diffusion_ebm import model as model_lib
-from diffusion_ebm import older_versions
+from diffusion_ebm.data import kept
 from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.networks import spectral_norm
 from diffusion_ebm.proposal import Proposal
@@ -32,7 +33,7 @@ class Trained(NamedTuple):
 
   Attributes:
     config: the resolved configuration.
-    ebm: the model with the averaged parameters, on all devices.
+    ebm: the model with the averaged parameters, on all devices; with classes, of the one that is asked for.
     proposal: likewise; None if it has none.
     shape: of one example.
     step: of the checkpoint.
@@ -61,15 +62,21 @@ def load(config, workdir: str, step: int | None = None) -> Trained:
   doing('building the network')
   model = model_lib.build(config)
   _log.info('reading the %s', 'newest checkpoint' if step is None else f'checkpoint of step {step}')
-  return Trained(config, *read(model, workdir, step))
+  ebm, proposal, *rest = read(model, workdir, step)
+  return Trained(config, generate.told(config, ebm), generate.told(config, proposal), *rest)
 
 
 def check(config, workdir: str) -> ml_collections.ConfigDict:
-  """The resolved configuration; raises a `UserError` where it is wrong, or not that of the workdir."""
+  """The resolved, numbered configuration; raises a `UserError` where it is wrong, or not that of the workdir."""
   config = config_lib.resolve(config)
   config_lib.check(config, 1)
   config_lib.check_same_run(config, workdir, free=('seed', 'train', 'sampling.num_steps'))
-  return config
+  return generate.numbered(config, classes(workdir))
+
+
+def classes(workdir: str) -> tuple[str, ...]:
+  """The names of the classes of a run's data, by number; () if they are not known."""
+  return kept.classes(os.path.join(workdir, 'data'))
 
 
 def read(model: model_lib.Model, workdir: str, step: int | None = None):

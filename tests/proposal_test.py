@@ -18,8 +18,8 @@ LEVELS = noise_levels.make_levels(6, 0.5, 'conditional', schedule='cosine')
 class LinearNetwork:
   """A stand-in for a network: a slope and a shift for each level."""
 
-  def apply(self, variables, x_next, t, dropout_keys):
-    del dropout_keys
+  def apply(self, variables, x_next, t, dropout_keys, label):
+    del dropout_keys, label
     weights = variables['params']
     return weights['slope'][t][:, None] * x_next + weights['shift'][t][:, None]
 

@@ -166,8 +166,8 @@ class TrainStepTest(absltest.TestCase):
     z = jnp.stack([jax.random.normal(jax.random.fold_in(k, 8), (2,)) for k in examples])
     dropout_keys = jnp.stack([k[5] for k in keys])
     x_pos, x_next = (noise_levels.diffuse(self.levels, self.batch, level, eps) for level in (t, t + 1))
-    made = Proposal(state.proposal.params, network, self.levels)
-    start = made.sample(x_next, t, z, dropout_keys)
+    made = Proposal(state.proposal.params, network, self.levels, dropout_keys=dropout_keys)
+    start = made.sample(x_next, t, z)
     u = spectral_norm.iterate(state.params, state.spectral)
     model = Ebm(spectral_norm.normalise(state.params, u), self.network, self.levels)
     noise = langevin.normal_noise(jnp.stack([k[4] for k in keys]), (2,))
@@ -175,8 +175,8 @@ class TrainStepTest(absltest.TestCase):
     y = langevin.unadjusted_chain(lambda y: model.at(t).conditional_score(y, x_next), start, step_size, noise, 2)
 
     def teaching(weights):
-      made = Proposal(weights, network, self.levels)
-      return jnp.mean(jnp.sum((made.sample(x_next, t, z, dropout_keys) - y) ** 2, axis=1))
+      made = Proposal(weights, network, self.levels, dropout_keys=dropout_keys)
+      return jnp.mean(jnp.sum((made.sample(x_next, t, z) - y) ** 2, axis=1))
 
     def energy(params):
       model = Ebm(spectral_norm.normalise(params, u), self.network, self.levels)

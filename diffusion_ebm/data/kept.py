@@ -29,6 +29,8 @@ def keep(folder: str, source, name: str, picture: np.ndarray):
     OSError: they cannot be written.
   """
   summary = {'name': name, 'examples': len(source), 'shape': list(source.shape)}
+  if source.classes:
+    summary['classes'] = list(source.classes)
   if source.record is not None:
     known = source.record.inventory
     text = io.StringIO()
@@ -46,6 +48,14 @@ def keep(folder: str, source, name: str, picture: np.ndarray):
     }
   files.write_json(_summary(folder), summary)  # after the other: it says that this is whole
   files.write_png(os.path.join(folder, listing.KEPT[2]), picture)
+
+
+def classes(folder: str) -> tuple[str, ...]:
+  """The names of the classes by number, as far as they were kept; () if they were not."""
+  try:
+    return tuple(map(str, files.read_json(_summary(folder)).get('classes', ())))
+  except (OSError, ValueError, AttributeError, TypeError):
+    return ()
 
 
 def is_kept(folder: str) -> bool:

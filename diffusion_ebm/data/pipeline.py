@@ -15,7 +15,7 @@ _ORDERS_KEPT = 4
 _FOREVER = 2**40
 
 
-def train_batches(source, batch_size, seed, start_step=0, share=(0, 1)):
+def train_batches(source, batch_size, seed, start_step=0, share=(0, 1), labelled=False):
   """Streams training batches without end.
 
   Batch `s` depends on the source, the batch size, the seed and `s` alone, so the position in the
@@ -29,9 +29,11 @@ def train_batches(source, batch_size, seed, start_step=0, share=(0, 1)):
     seed: any non-negative integer.
     start_step: the number of the first batch.
     share: (i, n), i.e. this is host i of n; it gets rows i * B / n to (i + 1) * B / n.
+    labelled: give the classes too; the source has labels.
 
   Returns:
-    An iterator of what `source.read` gives for B / n examples.
+    An iterator of `(examples, label)`: what `source.read` gives for B / n examples, and their classes, int32 (B / n,)
+    from 1, as the networks number them; None if they are not asked for.
 
   Raises:
     ValueError: the source is empty, the hosts cannot share a batch equally, or the start, the
@@ -46,6 +48,7 @@ def train_batches(source, batch_size, seed, start_step=0, share=(0, 1)):
     raise ValueError(f'{num_hosts} hosts cannot share batches of {batch_size} equally')
   if min(start_step, seed) < 0:
     raise ValueError(f'start_step {start_step} and seed {seed} have to be non-negative')
+  labels = np.asarray(source.labels, np.int32) + 1 if labelled else None
   rows = np.arange(batch_size // num_hosts) + host * (batch_size // num_hosts)
 
   @functools.lru_cache(maxsize=_ORDERS_KEPT)
@@ -57,7 +60,7 @@ def train_batches(source, batch_size, seed, start_step=0, share=(0, 1)):
     indices = np.empty_like(places)
     for epoch in np.unique(epochs):
       indices[epochs == epoch] = order(int(epoch))[places[epochs == epoch]]
-    return source.read(indices)
+    return source.read(indices), labels[indices] if labelled else None
 
   # Grain's own shuffle and batch take tens of microseconds per example: too long for small ones.
   options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)

@@ -85,7 +85,8 @@ def benchmark(config, seconds: float = 10.0) -> dict:
 def _measure_training(config, model, seconds, result):
   """Adds the figures of the training step, beside those of a product of matrices; returns the last state."""
   size, state = config.train.batch_size, model.state
-  batch = parallel.split(_random_batch(model.shape, size))
+  label = np.ones(size, np.int32) if config.model.num_classes else None
+  batch = jax.tree.map(parallel.split, (_random_batch(model.shape, size), label))
   began = time.perf_counter()
   step = train.compile_step(config, model, state, batch)
   result['compile_s'] = time.perf_counter() - began
@@ -174,7 +175,7 @@ def _input_rate(config, seconds):
     next(batches)
   began, count = time.perf_counter(), 0
   while count == 0 or time.perf_counter() < began + min(seconds, 5.0):
-    count += sum(len(next(batches)) for _ in range(16))
+    count += sum(len(next(batches)[0]) for _ in range(16))
   rate = count / (time.perf_counter() - began)
   batches.close()
   return rate

@@ -160,8 +160,7 @@ def read(path: str, image_size: int) -> Weights:
   except Exception as error:  # a damaged file may lead to anything
     cause = torch_file.why_unreadable(path, error)
     raise UserError(
-      f'{path} cannot be imported ({cause}): it should be a checkpoint of CDRL without classes (.pth.tar), or weights '
-      'of DRL as .npz'
+      f'{path} cannot be imported ({cause}): it should be a checkpoint of CDRL (.pth.tar), or weights of DRL as .npz'
     ) from error
 
 
@@ -182,8 +181,6 @@ def _read_cdrl(path, image_size):
     raw, ema = {}, {}
     for name, tensors in names.items():
       tensors = {key.removeprefix('module.'): tensor for key, tensor in tensors.items()}
-      if cdrl_weights.has_classes(tensors):
-        raise ValueError('it is of a model with classes, which cannot be imported yet')
       shadow = cdrl_weights.averaged(tensors, _entry(averages[name], 'shadow_params', list))
       raw[name], ema[name] = torch_file.read(tensors, files.MAX_BYTES), torch_file.read(shadow, files.MAX_BYTES)
   sections = {

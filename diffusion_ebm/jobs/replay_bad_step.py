@@ -26,7 +26,7 @@ def replay(path: str) -> dict:
     UserError: the file cannot be read.
   """
   config, model, state, batch = bad_step_file.load(path)
-  batch = parallel.split(batch)
+  batch = jax.tree.map(parallel.split, batch)
   _, metrics = train.compile_step(config, model, state, batch)(state, batch)
   return jax.device_get(metrics)
 

@@ -71,6 +71,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
     source, components = data.load_source(config.data, 'train'), config.model.normal_factor
     if components > len(source):
       raise UserError(f'model.normal_factor is {components}, but there are only {len(source)} examples: use fewer')
+    _check_classes(config.model.num_classes, source)
     return source
 
   source = parallel.together(load_source)
@@ -86,6 +87,20 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
     parallel.together(functools.partial(workdir_lib.check_shared, workdir))
     _keep_data(config, workdir, source)
     _train(config, workdir, source)
+
+
+def _check_classes(num_classes, source):
+  """Raises a `UserError` if the network is to be told other classes than the data have."""
+  found = len(source.classes or ())
+  if num_classes and not found:
+    raise UserError(
+      f'model.num_classes is {num_classes}, but the data have no classes: put the images of each class into a '
+      'sub-folder, or set --config.model.num_classes=0'
+    )
+  if num_classes not in (0, found):
+    raise UserError(
+      f'model.num_classes is {num_classes}, but the data have {found}: set --config.model.num_classes={found}'
+    )
 
 
 def _keep_data(config, workdir, source):
@@ -132,7 +147,14 @@ def _train(config, workdir, source):
       return
     doing('reading the first batch')
     batches = parallel.prefetch(
-      data.train_batches(source, config.train.batch_size, config.seed, batches_read, parallel.share())
+      data.train_batches(
+        source,
+        config.train.batch_size,
+        config.seed,
+        batches_read,
+        parallel.share(),
+        labelled=config.model.num_classes > 0,
+      )
     )
     first = next(batches)
     _log.info('compiling the training step')
@@ -234,6 +256,7 @@ def step_settings(config) -> train_step.StepSettings:
     shared_noise=config.train.shared_noise,
     time_score=config.train.time_score,
     score_matching=config.train.score_matching,
+    label_dropout=config.train.label_dropout,
     grey_width=_grey_width(config),
     micro_batches=config.train.micro_batches,
     max_bad_steps=config.train.max_bad_steps,
@@ -246,10 +269,12 @@ def compile_step(config, model: model_lib.Model, state, batch):
   settings = step_settings(config)
 
   def on_device(state, batch):
+    examples, label = batch
     return train_step.train_step(
       state,
-      batch,
-      parallel.example_index(len(batch)),
+      examples,
+      parallel.example_index(len(examples)),
+      label,
       trainable=model.trainable,
       settings=settings,
       axis_name=parallel.AXIS,
@@ -381,7 +406,7 @@ def _make_picture(config, model, source, workdir, writer):
   keep, vector = sampling.shown_levels(model.levels.num_models), config_lib.is_vector(config)
   count = _NUM_POINTS if vector else _NUM_IMAGES
   examples = source.read(np.random.default_rng(config.seed).integers(len(source), size=count))
-  sampler = generate.make_sampler(config, model.shape, count, keep)
+  sampler = generate.make_sampler(generate.numbered(config, source.classes or ()), model.shape, count, keep)
 
   def picture(step, state):
     ebm, proposal = trained.averaged(model, state)

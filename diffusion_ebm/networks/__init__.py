@@ -29,25 +29,27 @@ def make_network(model, levels):
   log_snr = tuple(levels.log_snr[:-1].tolist())
   coordinates = {'index': (), 'log_snr': log_snr, 'angle': tuple((_ANGLES * levels.angle[:-1]).tolist())}
   terms = {'quadratic': model.quadratic, 'coordinates': coordinates[model.level_embedding]}
+  terms['num_classes'] = model.num_classes
   if model.normal_factor:
     terms['normal_factor'] = NormalFactor(model.normal_factor, log_snr, tuple(levels.a_y.tolist()))
   kind, settings = (MLP, MLPSettings) if model.name == 'mlp' else (ResNet, ResNetSettings)
   return kind(_settings(settings, model, model.dtype), **terms)
 
 
-def make_proposal_network(proposal, levels, dtype: str):
+def make_proposal_network(proposal, levels, dtype: str, num_classes: int = 0):
   """The Flax module of the configuration's `proposal` section; its `name` is one of `PROPOSALS`.
 
   Args:
     proposal: the section.
     levels: the noise levels.
     dtype: of the computation, the name of one.
+    num_classes: classes that it is told; 0 for none.
 
   Returns:
     A module with `init(key, x_next, t)` and `apply(params, x_next, t, dropout_keys)`, the mean of `y_t`.
   """
   kind, settings = (ProposalMLP, ProposalMLPSettings) if proposal.name == 'mlp' else (UNet, UNetSettings)
-  return kind(_settings(settings, proposal, dtype), tuple((_ANGLES * levels.angle[1:]).tolist()))
+  return kind(_settings(settings, proposal, dtype), tuple((_ANGLES * levels.angle[1:]).tolist()), num_classes)
 
 
 def _settings(kind, section, dtype):

@@ -19,16 +19,18 @@ class EnergyNetwork(nn.Module):
       growth has learned.
     coordinates: the number that is embedded for each level, straight lines between them; () for the level itself.
     normal_factor: another term of f, if not None.
+    num_classes: classes that the network is told; 0 for none.
   """
 
   settings: Any
   quadratic: float = 0.0
   coordinates: tuple[float, ...] = ()
   normal_factor: NormalFactor | None = None
+  num_classes: int = 0
 
-  def embed(self, t):
-    """Everything that depends on the level alone; `t` is (B,)."""
-    level = self.embedding(t)
+  def embed(self, t, label=None):
+    """Everything that depends on the level, (B,), and the class, int (B,), alone; None for the empty class."""
+    level = self.embedding(t, label)
     return level if self.normal_factor is None else level | {'t': t}
 
   def f(self, y, level, dropout_keys=None):

@@ -8,7 +8,7 @@ import re
 from flax import traverse_util
 import numpy as np
 
-_EMBEDDING = {'temb_map1': 'dense_0', 'temb_map2': 'dense_1', 'temb_final': 'head'}
+_EMBEDDING = {'temb_map1': 'dense_0', 'temb_map2': 'dense_1', 'temb_final': 'head', 'y_map': 'label'}
 _ENERGY_LAYERS = {'conv1': 'conv_1', 'conv2': 'conv_2', 'short_cut': 'shortcut'}
 _BLOCK_LAYERS = {
   'norm1': 'norm_1',
@@ -22,18 +22,12 @@ _UNET_LAYERS = {
   'init_conv': ('conv_in',),
   'time_mlp.1': ('dense_0',),
   'time_mlp.3': ('dense_1',),
+  'y_mlp.0': ('label',),
   'norm': ('norm_out',),
   'final_conv': ('conv_out',),
 }
 # Of spectral normalisation, beside the parameters; the second follows from the others.
 _BUFFERS = ('.weight_u', '.weight_v')
-# The maps of the label, one in each network of a model with classes.
-_OF_CLASSES = ('y_map.', 'y_mlp.')
-
-
-def has_classes(names) -> bool:
-  """Whether weights with these names are of a model with classes."""
-  return any(name.startswith(_OF_CLASSES) for name in names)
 
 
 def averaged(weights: dict, averages: list) -> dict:
@@ -88,11 +82,21 @@ def energy_shape(shapes: dict[str, tuple[int, ...]]) -> dict:
     'ch_mult': tuple(min(group) // ch for group in widths),
     'num_res_blocks': counts.pop(),
     'spectral_norm': bool(suffix),
+    'num_classes': _num_classes(shapes, f'y_map.weight{suffix}'),
     'use_scale': True,
     'shortcut': 'conv',
     'resample_with_conv': False,
     'attention_resolutions': (),
   }
+
+
+def _num_classes(shapes, name):
+  """How many classes a map of the label knows beside the empty one."""
+  if name not in shapes:
+    return 0
+  if len(shapes[name]) != 2 or shapes[name][1] < 2:
+    raise ValueError(f'{name} is not a map of classes')
+  return shapes[name][1] - 1
 
 
 def _width(shapes, name):

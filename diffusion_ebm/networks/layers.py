@@ -125,17 +125,38 @@ def sinusoidal_embedding(t, size: int):
   return jnp.pad(embedding, ((0, 0), (0, size % 2)))
 
 
-def embed_noise(coordinates: tuple[float, ...], t, size: int, width: int):
-  """What a proposal knows of the noise of its input, (B, width); two layers, `dense_0` and `dense_1`, of the caller.
+def embed_label(label, num_classes: int, h):
+  """The embedding of the level `h`, (B, length), and a linear map of the class, a layer `label` of the caller.
+
+  Args:
+    label: classes, int (B,) in 0..num_classes, of which 0 is the empty one; None for the empty one everywhere.
+    num_classes: n; with 0 there are no classes, and `h` is left as it is.
+    h: what it is added to.
+
+  Source: Zhu et al. 2024, their code.
+  """
+  if not num_classes:
+    return h
+  label = jnp.zeros(len(h), jnp.int32) if label is None else label
+  return h + dense(h.shape[-1], 'label')(jax.nn.one_hot(label, num_classes + 1))
+
+
+def embed_noise(coordinates: tuple[float, ...], t, size: int, width: int, label=None, num_classes: int = 0):
+  """What a proposal knows of the noise of its input and of the class, (B, width).
+
+  Its layers `dense_0`, `dense_1` and, with classes, `label` are the caller's.
 
   Args:
     coordinates: the number that is embedded for each level.
     t: levels, int (B,).
     size: of the sinusoidal embedding.
     width: of the layers.
+    label: as of `embed_label`.
+    num_classes: likewise.
   """
   h = sinusoidal_embedding(jnp.asarray(coordinates, jnp.float32)[t], size)
-  return nn.silu(dense(width, 'dense_1')(nn.silu(dense(width, 'dense_0')(h))))
+  h = dense(width, 'dense_1')(nn.silu(dense(width, 'dense_0')(h)))
+  return nn.silu(embed_label(label, num_classes, h))
 
 
 class LevelEmbedding(nn.Module):
@@ -147,6 +168,7 @@ class LevelEmbedding(nn.Module):
     act: name of the activation.
     coordinates: the number that is embedded for each level, straight lines between them; () for the level itself.
     activated: every vector but that of the head passes through the activation, and the head's has no bias.
+    num_classes: classes that the network is told beside the level; 0 for none.
   """
 
   size: int
@@ -154,15 +176,16 @@ class LevelEmbedding(nn.Module):
   act: str = 'lrelu'
   coordinates: tuple[float, ...] = ()
   activated: bool = False
+  num_classes: int = 0
 
   @nn.compact
-  def __call__(self, t):
-    """Levels, (B,), to a dictionary of float32 vectors (B, length)."""
+  def __call__(self, t, label=None):
+    """Levels, (B,), and classes, int (B,) with 0 for none, to a dictionary of float32 vectors (B, length)."""
     act = ACTIVATIONS[self.act]
     if self.coordinates:
       t = between(self.coordinates, t, t)
     h = dense(4 * self.size, 'dense_0')(sinusoidal_embedding(t, self.size))
-    h = act(dense(4 * self.size, 'dense_1')(act(h)))
+    h = act(embed_label(label, self.num_classes, dense(4 * self.size, 'dense_1')(act(h))))
     if not self.activated:
       return {name: dense(length, name)(h) for name, length in self.outputs}
     return {

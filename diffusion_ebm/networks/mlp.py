@@ -65,7 +65,9 @@ class MLP(EnergyNetwork):
   def setup(self):
     s = self.settings
     hidden = tuple((f'layer_{i}', s.ch) for i in range(s.num_layers))
-    self.embedding = layers.LevelEmbedding(min(s.ch, 128), (*hidden, ('head', s.ch)), s.act, self.coordinates)
+    self.embedding = layers.LevelEmbedding(
+      min(s.ch, 128), (*hidden, ('head', s.ch)), s.act, self.coordinates, num_classes=self.num_classes
+    )
     self.trunk = Trunk(s)
 
   def learned(self, y, level, dropout_keys):
@@ -97,18 +99,20 @@ class ProposalMLP(nn.Module):
   Attributes:
     settings: what it is made of.
     coordinates: the number that is embedded for the noise of `x_{t+1}`, for each t, (T,).
+    num_classes: classes that it is told; 0 for none.
 
   Source: Zhu et al. 2024, the toy of their code: a residual network.
   """
 
   settings: ProposalMLPSettings
   coordinates: tuple[float, ...]
+  num_classes: int = 0
 
   @nn.compact
-  def __call__(self, x, t, dropout_keys=None):
-    """`x` (B, ...) at levels (B,), with a key for each where they are trained with dropout; like `x`."""
+  def __call__(self, x, t, dropout_keys=None, label=None):
+    """Like `x`, (B, ...) at levels and of classes (B,), with a key for each where they are trained with dropout."""
     s, flat = self.settings, x.reshape(len(x), -1)
-    level = layers.embed_noise(self.coordinates, t, s.ch, s.ch)
+    level = layers.embed_noise(self.coordinates, t, s.ch, s.ch, label, self.num_classes)
     h = layers.dense(s.ch, 'dense_in', dtype=s.dtype)(_waves(flat, s.num_frequencies).astype(s.dtype))
     for i in range(s.num_layers):
       scale, shift = jnp.split(layers.dense(2 * s.ch, f'level_{i}', dtype=s.dtype)(level), 2, axis=1)

@@ -115,7 +115,7 @@ class ResNet(EnergyNetwork):
     s = self.settings
     blocks = tuple((block_name(i, j), s.ch * mult) for i, mult in enumerate(s.ch_mult) for j in range(s.num_res_blocks))
     outputs = (*blocks, ('head', s.ch * s.ch_mult[-1]))
-    self.embedding = layers.LevelEmbedding(s.ch, outputs, s.act, self.coordinates, s.level_act)
+    self.embedding = layers.LevelEmbedding(s.ch, outputs, s.act, self.coordinates, s.level_act, self.num_classes)
     self.body = Body(s)
 
   def learned(self, y, level, dropout_keys):

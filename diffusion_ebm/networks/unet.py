@@ -70,6 +70,7 @@ class UNet(nn.Module):
   Attributes:
     settings: what it is made of.
     coordinates: the number that is embedded for the noise of `x_{t+1}`, for each t, (T,).
+    num_classes: classes that it is told; 0 for none.
 
   Source: Zhu et al. 2024, appendix (initialiser networks); Ho et al. 2020, appendix B; scale and shift, and resampling
   inside of blocks, as in Dhariwal and Nichol 2021.
@@ -77,12 +78,13 @@ class UNet(nn.Module):
 
   settings: UNetSettings
   coordinates: tuple[float, ...]
+  num_classes: int = 0
 
   @nn.compact
-  def __call__(self, x, t, dropout_keys=None):
-    """Images (B, H, W, C) at levels (B,), with a key for each where they are trained with dropout; like `x`."""
+  def __call__(self, x, t, dropout_keys=None, label=None):
+    """Images (B, H, W, C) at levels and of classes (B,), with a key for each where dropout is on; like `x`."""
     s = self.settings
-    level = layers.embed_noise(self.coordinates, t, s.ch, 4 * s.ch)
+    level = layers.embed_noise(self.coordinates, t, s.ch, 4 * s.ch, label, self.num_classes)
     count = 0
 
     def block(h, features, name, resample=None):

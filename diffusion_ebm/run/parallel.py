@@ -214,11 +214,11 @@ class SharedSignal:
     return int(self._queue.popleft()) if len(self._queue) > self._LAG else 0
 
 
-def prefetch(batches: Iterable[np.ndarray], ahead: int = 2) -> Iterator[jax.Array]:
-  """`split(batch)` of each batch, `ahead` of them on the devices before they are needed."""
+def prefetch(batches: Iterable[Any], ahead: int = 2) -> Iterator[Any]:
+  """`split` of the arrays of each batch, a tree, `ahead` of them on the devices before they are needed."""
   queue = collections.deque()
   for batch in batches:
-    queue.append(split(batch))
+    queue.append(jax.tree.map(split, batch))
     if len(queue) > ahead:
       yield queue.popleft()
   yield from queue

@@ -304,7 +304,7 @@ class ImagesTest(parameterized.TestCase):
     images = self._classes('')
     batches = train_batches(self._load(max_memory_gb=0.0), 4, seed=0)
     for _ in range(3):
-      self.assertCountEqual([i.tobytes() for i in next(batches)], [i.tobytes() for i in images.values()])
+      self.assertCountEqual([i.tobytes() for i in next(batches)[0]], [i.tobytes() for i in images.values()])
     batches.close()
 
   def test_image_that_is_lost_during_a_run_is_named(self):

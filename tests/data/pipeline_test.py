@@ -18,7 +18,7 @@ def _numbers(n):
 
 
 def _take(batches, count):
-  return [batch[:, 0].astype(int).tolist() for batch in itertools.islice(batches, count)]
+  return [batch[:, 0].astype(int).tolist() for batch, _ in itertools.islice(batches, count)]
 
 
 def _flat(batches):
@@ -100,16 +100,23 @@ class PipelineTest(parameterized.TestCase):
     source = Counting(_numbers(1000).examples)
     start = time.monotonic()
     with_far_start = train_batches(source, 10, seed=0, start_step=10**9)
-    self.assertLen(next(with_far_start), 10)
+    self.assertLen(next(with_far_start)[0], 10)
     with_far_start.close()
     self.assertLess(time.monotonic() - start, 5)
     self.assertLess(sum(read), 1000)
 
   def test_batches_are_what_the_source_reads(self):
     images = np.random.default_rng(0).integers(256, size=(9, 4, 4, 3), dtype=np.uint8)
-    batch = next(train_batches(ArraySource(images), 9, seed=0))
+    batch, label = next(train_batches(ArraySource(images), 9, seed=0))
+    self.assertIsNone(label)
     self.assertEqual((batch.shape, batch.dtype), ((9, 4, 4, 3), np.uint8))
     self.assertCountEqual([i.tobytes() for i in batch], [i.tobytes() for i in images])
+
+  def test_labels_are_those_of_the_examples_counted_from_one(self):
+    source = ArraySource(np.arange(10, dtype=np.float32)[:, None], np.arange(10) % 3, ('a', 'b', 'c'))
+    for examples, label in itertools.islice(train_batches(source, 4, seed=0, labelled=True), 9):
+      np.testing.assert_array_equal(label, examples[:, 0].astype(int) % 3 + 1)
+      self.assertEqual(label.dtype, np.int32)
 
   def test_batches_are_read_ahead(self):
     reads = threading.Semaphore(0)

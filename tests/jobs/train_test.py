@@ -344,11 +344,11 @@ class ToyTest(absltest.TestCase):
     """Stands in for `data.train_batches`: one point of the batches of these numbers is NaN."""
     batches = data.train_batches
 
-    def poisoned(source, batch_size, seed, start, share):
-      for number, batch in enumerate(batches(source, batch_size, seed, start, share), start):
+    def poisoned(source, batch_size, seed, start, share, labelled):
+      for number, (batch, label) in enumerate(batches(source, batch_size, seed, start, share, labelled), start):
         if number in numbers:
           batch[3, 1] = np.nan
-        yield batch
+        yield batch, label
 
     return mock.patch.object(data, 'train_batches', poisoned)
 
@@ -396,7 +396,7 @@ class ToyTest(absltest.TestCase):
     self.assertEqual(testing.steps_of(workdir)[-1], 2)
     sound, _ = testing.restore(config, workdir)
     _, _, state, batch = bad_step_file.load(path)
-    self.assertEqual((int(state.step), int(np.sum(np.isnan(batch)))), (3, 1))
+    self.assertEqual((int(state.step), int(np.sum(np.isnan(batch[0])))), (3, 1))
     jax.tree.map(np.testing.assert_array_equal, state.replace(step=sound.step), sound)
 
     metrics_again = replay_bad_step.replay(path)

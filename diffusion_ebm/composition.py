@@ -1,0 +1,139 @@
+"""Models made of others: a class, guidance towards a class, and weighted sums of energies.
+
+A sum of energies is a product of densities, and a model again: everything that takes an `Ebm` takes it. What a sum
+means at a noisy level is told in docs/composition.md.
+"""
+
+import dataclasses
+from typing import Any, TypeVar
+
+from flax import struct
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_ebm.ebm import AllLevels, Ebm, LevelEbm
+from diffusion_ebm.noise_levels import Levels
+from diffusion_ebm.proposal import Proposal
+
+Model = TypeVar('Model', Ebm, Proposal)
+
+
+def of_class(model: Model, label) -> Model:
+  """The model of a class.
+
+  Args:
+    model: a model that is told classes, or its proposal.
+    label: the class, int in 0..num_classes with 0 for none in particular, or one for each example, (B,).
+  """
+  return model.replace(labels=jnp.reshape(label, (1, -1)), coefficients=None)
+
+
+def guided(model: Model, label, guidance: float) -> Model:
+  """The model of a class, and more of what tells it from all: `f(y | label) + w (f(y | label) - f(y))`.
+
+  Args:
+    model: as of `of_class`, like the label.
+    label: the class.
+    guidance: w; 0 for the class itself.
+
+  Source: Ho and Salimans 2022, Classifier-free diffusion guidance, equation 6; Zhu et al. 2024, section 4.
+  """
+  if not guidance:
+    return of_class(model, label)
+  label = jnp.reshape(label, -1)
+  return weighted(model, (label, 1 + guidance), (jnp.zeros_like(label), -guidance))
+
+
+def conjunction(model: Model, labels) -> Model:
+  """What is of all classes at once, each of which tells something of its own: `sum_i f(y | label_i) - (n - 1) f(y)`.
+
+  Args:
+    model: as of `of_class`.
+    labels: n classes.
+
+  Source: Du, Li and Mordatch 2020, Compositional visual generation with energy based models, section 3.2.
+  """
+  return weighted(model, *((label, 1.0) for label in labels), (0, 1.0 - len(labels)))
+
+
+def weighted(model: Model, *terms) -> Model:
+  """The weighted sum `sum_m c_m f(y | label_m)` of a model's classes.
+
+  Args:
+    model: as of `of_class`.
+    *terms: `(label, coefficient)` of each.
+  """
+  labels = jnp.stack(jnp.broadcast_arrays(*(jnp.reshape(label, -1) for label, _ in terms)))
+  return model.replace(labels=labels, coefficients=jnp.asarray([c for _, c in terms], jnp.float32))
+
+
+class Sum(AllLevels, struct.PyTreeNode):
+  """The weighted sum `sum_m c_m f_m(y)` of models with the same levels, made by `add`: a product of their densities.
+
+  Attributes:
+    parts: the models, M.
+    coefficients: c, float32 (M,).
+  """
+
+  parts: tuple
+  coefficients: Any
+
+  @property
+  def levels(self) -> Levels:
+    return self.parts[0].levels
+
+  def at(self, t) -> LevelEbm:
+    """As of `Ebm`."""
+    models = [part.at(t) for part in self.parts]
+    return LevelEbm(
+      self.levels, t, lambda y: sum(c * model.f(y) for c, model in zip(self.coefficients, models, strict=True))
+    )
+
+
+def add(*terms) -> Sum:
+  """A weighted sum of models.
+
+  Args:
+    *terms: `(model, coefficient)` of each; models of examples of one shape, each an `Ebm` or made of them.
+
+  Raises:
+    ValueError: the models have different noise levels, step sizes or temperatures.
+  """
+  first, *others = (model.levels for model, _ in terms)
+  for other in others:
+    if differing := differences(first, other):
+      raise ValueError(f'models of different {differing} cannot be added')
+  return Sum(tuple(model for model, _ in terms), jnp.asarray([c for _, c in terms], jnp.float32))
+
+
+def differences(a: Levels, b: Levels) -> str:
+  """In what two models' levels differ: '' if in nothing that a sum depends on."""
+  if a.num_models != b.num_models:
+    return f'numbers of levels ({a.num_models} and {b.num_models})'
+  names = {'a_cum': 'noise levels', 'step_variance': 'step sizes', 'temperature': 'temperatures'}
+  return next((said for name, said in names.items() if not np.allclose(getattr(a, name), getattr(b, name))), '')
+
+
+class Window(AllLevels, struct.PyTreeNode):
+  """A model of a part of a larger image, which says nothing of the rest.
+
+  Where windows cover an image and do not overlap, their sum is exact at every level: the parts are independent.
+
+  Attributes:
+    ebm: the model.
+    rows: `(first, after the last)` of the part.
+    columns: likewise.
+  """
+
+  ebm: Any
+  rows: tuple[int, int] = struct.field(pytree_node=False)
+  columns: tuple[int, int] = struct.field(pytree_node=False)
+
+  @property
+  def levels(self) -> Levels:
+    return self.ebm.levels
+
+  def at(self, t) -> LevelEbm:
+    """As of `Ebm`."""
+    inner = self.ebm.at(t)
+    return dataclasses.replace(inner, f=lambda y: inner.f(y[:, slice(*self.rows), slice(*self.columns)]))
