@@ -28,6 +28,7 @@ _JOBS = {
   'interpolate': 'interpolate',
   'ood': 'ood',
   'steps': 'steps',
+  'guidance': 'guidance',
   'import': 'import_weights',
 }
 _SEVERAL_PROCESSES = ('train', 'sample')
@@ -41,7 +42,9 @@ _SHORT_NAMES = {
     'ood': 'ood.num_examples',
     'eval': 'eval.num_samples',
     'steps': 'eval.num_samples',
+    'guidance': 'eval.num_samples',
   },
+  'compose': dict.fromkeys(('sample', 'inpaint', 'interpolate', 'ood', 'long_run'), 'sampling.compose'),
   'path': {'import': 'import_weights.path'},
   'mask': {'inpaint': 'inpaint.mask'},
   'images': {'inpaint': 'inpaint.images'},
@@ -54,7 +57,7 @@ _SHORT_NAMES = {
 _MODE = flags.DEFINE_enum('mode', 'train', tuple(_JOBS), 'What to do.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, samples and logs go.')
 _SEED = flags.DEFINE_integer(
-  'seed', 0, 'Of the random numbers; training has --config.seed, eval and steps --config.eval.seed.'
+  'seed', 0, 'Of the random numbers; training has --config.seed; eval, steps and guidance have --config.eval.seed.'
 )
 _STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the newest by default, for eval all.')
 _DISTRIBUTED = flags.DEFINE_boolean(
@@ -63,7 +66,9 @@ _DISTRIBUTED = flags.DEFINE_boolean(
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'Several processes, by hand: HOST:PORT of process 0.')
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: how many processes.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: number of this process, from 0.')
-command_line.define_short_names(_SHORT_NAMES, {'path': str, 'mask': str, 'images': str, 'against': list})
+command_line.define_short_names(
+  _SHORT_NAMES, {'path': str, 'mask': str, 'images': str, 'against': list, 'compose': list}
+)
 
 _CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'configs')
 
@@ -108,7 +113,7 @@ def main():
     workdir = paths.workdir(_WORKDIR.value or '')
     if not workdir:
       raise UserError('--workdir is missing: name the folder for checkpoints, samples and logs')
-    if _MODE.value in ('eval', 'steps') and flags.FLAGS['seed'].present:
+    if _MODE.value in ('eval', 'steps', 'guidance') and flags.FLAGS['seed'].present:
       raise UserError(f'--seed is not for --mode={_MODE.value}: set --config.eval.seed')
     command_line.apply_short_names(config, _SHORT_NAMES, _MODE.value)
     compilation.use_cache()

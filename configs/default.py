@@ -70,6 +70,10 @@ def get_config():
   sampling.denoise_factor = 1.0  # of that step: 1 is Tweedie's, CDRL's code takes 2
   sampling.label = ''  # with classes, the one to draw, by name or number; all: each in turn; '': none in particular
   sampling.guidance = 0.0  # w: f(y | label) + w (f(y | label) - f(y)), and the proposal's mean likewise
+  # Instead of one class, a weighted sum of energies: classes, 'none' in particular, workdirs; docs/composition.md
+  sampling.compose = ()
+  sampling.corrected = ''  # mala or hmc: Metropolis-corrected chains on each level's own density, exact for sums too
+  sampling.corrected_steps = 100  # of these, at each level
   sampling.batch_size = 256  # samples drawn at once, over all devices
   sampling.num_samples = 64  # of --mode=sample
 
@@ -175,4 +179,8 @@ def get_config():
   # The Frechet distance over gradients an image: samples and scores are those of the `eval` section.
   config.steps = ml_collections.ConfigDict()
   config.steps.num_steps = (0, 1, 2, 5, 15, 30)  # K, Langevin steps at each level, with and without the proposal
+
+  # How sure, good and varied samples of classes are; samples and scores are those of the `eval` section.
+  config.guidance = ml_collections.ConfigDict()
+  config.guidance.weights = (0.0, 0.5, 1.0, 2.0, 4.0)  # w
   return config

@@ -31,6 +31,9 @@ _FREE = {
   'sampling.denoise',
   'sampling.label',
   'sampling.guidance',
+  'sampling.compose',
+  'sampling.corrected',
+  'sampling.corrected_steps',
   'sampling.denoise_factor',
   'sampling.batch_size',
   'sampling.num_samples',
@@ -44,7 +47,7 @@ _FREE = {
   'train.max_bad_steps',
 }
 # Sections of jobs that make a run or work on one: they say nothing about it.
-_FREE_SECTIONS = ('import_weights', 'inpaint', 'interpolate', 'ood', 'eval', 'density', 'long_run', 'steps')
+_FREE_SECTIONS = ('import_weights', 'inpaint', 'interpolate', 'ood', 'eval', 'density', 'long_run', 'steps', 'guidance')
 # Of the `model` section, what fits any weights.
 _NOT_OF_WEIGHTS = ('model.dtype', 'model.dropout', 'model.remat', 'proposal.dropout')
 MAX_COMPLETIONS = 1024
@@ -180,6 +183,7 @@ RULES = (
     1,
     'sampling.batch_size',
     'sampling.num_samples',
+    'sampling.corrected_steps',
     'train.batch_size',
     'train.micro_batches',
     'train.log_every',
@@ -258,6 +262,7 @@ RULES = (
   *_one_of(train_step.OBJECTIVES, 'train.objective'),
   *_one_of(noise_levels.LEVEL_WEIGHTS, 'train.level_weight'),
   *_one_of(('hmc', 'mala'), 'density.kernel'),
+  Rule('sampling.corrected', lambda value: value in ('', 'mala', 'hmc'), "not mala, hmc, or '' for plain chains"),
   *_one_of(langevin.KERNELS, 'long_run.kernel'),
   *_one_of(_SPLITS, 'density.split', 'long_run.split'),
   *_one_of(_SPLITS, 'eval.split', suits=True),
@@ -328,6 +333,9 @@ def _misfits(config, num_devices) -> Iterator[str]:
     yield from _image_misfits(config.data, config.model)
     if _is_unet(config):
       yield from _unet_misfits(config.data, config.proposal)
+  for weight in config.guidance.weights if 'guidance' in config else ():
+    if not isinstance(weight, int | float):
+      yield f'guidance.weights names {weight!r}, which is no number'
   if components := config.model.normal_factor:
     size = 2 if is_vector(config) else config.data.image_size**2 * config.data.num_channels
     most = math.isqrt(normal_factor.MAX_SIZE // components)
@@ -338,6 +346,8 @@ def _misfits(config, num_devices) -> Iterator[str]:
 def _level_misfits(config):
   diffusion, sampling, proposal = config.diffusion, config.sampling, config.proposal.name
   num_levels = diffusion.num_levels
+  if sampling.compose and (sampling.label not in ('', 'all') or sampling.guidance):
+    yield 'sampling.compose does not go with sampling.label and sampling.guidance: name the classes in it'
   if diffusion.schedule == 'cosine' and diffusion.log_snr_min >= diffusion.log_snr_max:
     yield f'diffusion.log_snr_min is {diffusion.log_snr_min}, but must be below diffusion.log_snr_max'
   if proposal and sampling.num_steps == 0:

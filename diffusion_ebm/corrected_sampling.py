@@ -13,8 +13,10 @@ from typing import NamedTuple
 from jax import lax
 import jax.numpy as jnp
 
-from diffusion_ebm import langevin, marginal_density, random_keys
+from diffusion_ebm import langevin, marginal_density, random_keys, sampling
 
+NUM_TUNING_CHAINS = 64
+KERNELS = ('mala', 'hmc')
 _FIRST_STEP_SIZE = 0.3  # in units of the level's noise
 
 
@@ -62,7 +64,7 @@ def tune(ebm, keys, shape, settings: Settings):
   return lax.scan(level, x, jnp.arange(ebm.levels.num_models), reverse=True)[1]
 
 
-def sample(ebm, keys, shape, settings: Settings, step_sizes):
+def sample(ebm, keys, shape, settings: Settings, step_sizes, keep: tuple[int, ...] = ()):
   """Draws one sample for each key.
 
   Args:
@@ -71,9 +73,11 @@ def sample(ebm, keys, shape, settings: Settings, step_sizes):
     shape: of one sample.
     settings: how the chains go.
     step_sizes: of `tune`, (T,).
+    keep: levels, in 0..T, whose samples are returned too.
 
   Returns:
-    `(x, acceptance)`: the samples, (B, *shape), float32, unclipped, and the mean acceptance of each level, (T,).
+    `(x, path, acceptance)`: the samples, (B, *shape), float32, unclipped, those at the levels of `keep`, and the mean
+    acceptance of each level, (T,).
   """
   kernel = langevin.make_kernel(settings.kernel, settings.num_leapfrog)
 
@@ -83,8 +87,8 @@ def sample(ebm, keys, shape, settings: Settings, step_sizes):
     state, info = langevin.run(kernel, target, state, keys_, step_sizes[t], settings.num_steps)
     return state.y, jnp.mean(info.acceptance)
 
-  x = langevin.normal_noise(keys, shape)(ebm.levels.num_models)
-  return lax.scan(level, x, jnp.arange(ebm.levels.num_models), reverse=True)
+  num_models = ebm.levels.num_models
+  return sampling.down_the_levels(level, langevin.normal_noise(keys, shape)(num_models), num_models, keep)
 
 
 def _target(ebm, t):

@@ -1,9 +1,12 @@
 """Generation on all devices: samples of a model, a batch at a time, as a configuration asks for them."""
 
+import re
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import composition, older_versions, random_keys, sampling
+from diffusion_ebm import composition, corrected_sampling, older_versions, random_keys, sampling
 from diffusion_ebm.run import parallel
 from diffusion_ebm.run.errors import UserError, printable
 
@@ -15,10 +18,23 @@ def settings(config) -> sampling.Settings:
   return sampling.Settings(num_steps, s.noise_scale, s.full_noise_levels, s.denoise, s.denoise_factor)
 
 
+def corrected_settings(config) -> corrected_sampling.Settings:
+  """How they are drawn with `sampling.corrected`."""
+  return corrected_sampling.Settings(config.sampling.corrected, config.sampling.corrected_steps)
+
+
+def asked(config) -> dict:
+  """What is asked for of a model that is told classes, or of several models, for the records of results."""
+  keys = ('label', 'guidance', 'compose')
+  return older_versions.without_later('sampling', {key: config.sampling[key] for key in keys})
+
+
 def inputs(config) -> dict:
-  """What samples depend on beside the checkpoint and the seed, for the records of results."""
-  classes = {'label': config.sampling.label, 'guidance': config.sampling.guidance}
-  return older_versions.without_later('sampling', settings(config)._asdict() | classes)
+  """What samples depend on beside the checkpoint and the seed, likewise."""
+  drawn = settings(config)._asdict()
+  if config.sampling.corrected:
+    drawn = {key: config.sampling[key] for key in ('corrected', 'corrected_steps', 'denoise', 'denoise_factor')}
+  return older_versions.without_later('sampling', drawn) | asked(config)
 
 
 def numbered(config, classes: tuple[str, ...]):
@@ -43,10 +59,51 @@ def numbered(config, classes: tuple[str, ...]):
   return config
 
 
+class Term(NamedTuple):
+  """A term of `sampling.compose`.
+
+  Attributes:
+    coefficient: of the energy.
+    what: a class of the run's own model, by name or number, `none` for none in particular; or a workdir, with
+      `@CLASS` behind it for a class of its model.
+  """
+
+  coefficient: float
+  what: str
+
+
+_TERM = re.compile(r'(?:([+-]?(?:\d+\.?\d*|\.\d+))\*|([+-]))?(.+)')
+
+
+def terms(config) -> tuple[Term, ...]:
+  """The terms of `sampling.compose`, each of them `[COEFFICIENT*]WHAT`.
+
+  Raises:
+    UserError: one is empty, or no text.
+  """
+  found = []
+  for text in config.sampling.compose:
+    match = isinstance(text, str) and _TERM.fullmatch(text.strip())
+    if not match:
+      raise UserError(
+        f'sampling.compose names {printable(str(text))!r}, not a class, `none` or a workdir, with a coefficient and a '
+        'star before it if it is not 1: --compose=3,8,-1*none'
+      )
+    number, sign, what = match.groups()
+    found.append(Term(float(number or f'{sign or ""}1'), what))
+  return tuple(found)
+
+
 def class_names(config, classes: tuple[str, ...]) -> tuple[str, ...]:
   """The names of the classes that the networks are told, by number: numbers where names are not known."""
   count = config.model.num_classes
   return classes if len(classes) == count else tuple(map(str, range(count)))
+
+
+def columns(config) -> int:
+  """Columns of a picture of samples: one for each class, up to 32, where each is drawn in turn; 0 for a square."""
+  count = config.model.num_classes
+  return count if config.sampling.label == 'all' and count <= 32 else 0
 
 
 def told(config, model, index=None):
@@ -78,11 +135,16 @@ def make_sampler(config, shape, batch_size: int, keep: tuple[int, ...] = ()):
     float32 (count, ...) and (len(keep), count, ...), as of `sampling.sample`; the weights of the model, and of its
     proposal if there is one, are on all devices. It is compiled on the first call.
   """
+  drawn = settings(config)
 
   def draw(shared, index):
     ebm, proposal, seed = shared
-    ebm, proposal = (told(config, each, index) for each in (ebm, proposal))
-    x, path = sampling.sample(ebm, random_keys.sample_keys(seed, index), shape, settings(config), keep, proposal)
+    keys = random_keys.sample_keys(seed, index)
+    if config.sampling.corrected:
+      x, path = _draw_corrected(config, ebm, seed, index, keys, shape, keep)
+    else:
+      ebm, proposal = (told(config, each, index) for each in (ebm, proposal))
+      x, path = sampling.sample(ebm, keys, shape, drawn, keep, proposal)
     return x, jnp.moveaxis(path, 0, 1)
 
   run = parallel.map_examples(draw, batch_size)
@@ -92,3 +154,13 @@ def make_sampler(config, shape, batch_size: int, keep: tuple[int, ...] = ()):
     return x, np.moveaxis(path, 1, 0)
 
   return sampler
+
+
+def _draw_corrected(config, ebm, seed, index, keys, shape, keep):
+  """Corrected samples; the step sizes are tuned anew for each batch, by the same chains."""
+  number, how = jnp.arange(corrected_sampling.NUM_TUNING_CHAINS), corrected_settings(config)
+  tuning_keys = random_keys.sample_keys(seed, number, random_keys.TUNING)
+  step_sizes = corrected_sampling.tune(told(config, ebm, number), tuning_keys, shape, how)
+  ebm = told(config, ebm, index)
+  x, path, _ = corrected_sampling.sample(ebm, keys, shape, how, step_sizes, keep)
+  return sampling.finish(ebm, x, path, keep, settings(config))

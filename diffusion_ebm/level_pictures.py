@@ -8,9 +8,14 @@ from diffusion_ebm.density import quadrature
 from diffusion_ebm.run import pictures
 
 
-def samples(stored: np.ndarray) -> np.ndarray:
-  """A picture of stored samples (at most 256 images of them)."""
-  return pictures.image_grid(stored[:256]) if stored.ndim > 2 else pictures.point_cloud(stored)
+def samples(stored: np.ndarray, num_classes: int = 0) -> np.ndarray:
+  """A picture of stored samples (at most 256 images of them).
+
+  Args:
+    stored: uint8 (N, H, W, C), or float32 (N, D).
+    num_classes: a column for each class, of samples that go through the classes in turn; 0 for a square.
+  """
+  return pictures.image_grid(stored[:256], num_classes) if stored.ndim > 2 else pictures.point_cloud(stored)
 
 
 def grid_densities(ebm, distribution: str, size: int = 250) -> pictures.Densities:

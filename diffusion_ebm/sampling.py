@@ -97,23 +97,47 @@ def descend(ebm: Ebm, white, noise, settings: Settings, keep: tuple[int, ...] = 
   Returns:
     As of `sample`.
   """
-  top = ebm.levels.num_models
-  slot = np.full(top + 1, len(keep))  # where a level is kept; the last slot is for those that are not
+
+  def step_down(x, t):
+    return recovery.sample_conditional(ebm.at(jnp.full(len(x), t)), x, noise(t), settings.num_steps, proposal), None
+
+  x, path, _ = down_the_levels(step_down, white, ebm.levels.num_models, keep)
+  return finish(ebm, x, path, keep, settings)
+
+
+def down_the_levels(step_down, white, num_models: int, keep: tuple[int, ...]):
+  """Calls `step_down` for each level, the noisiest first.
+
+  Args:
+    step_down: `(x, t) -> (x, info)`, from samples of the level above, (B, ...), to those of level t.
+    white: at the top, (B, ...).
+    num_models: T.
+    keep: levels, in 0..T, whose samples are returned too.
+
+  Returns:
+    `(x, path, infos)`: of level 0; of `keep`, (len(keep), B, ...); and what else was returned, by level.
+  """
+  slot = np.full(num_models + 1, len(keep))  # where a level is kept; the last slot is for those that are not
   slot[list(keep)] = range(len(keep))
   slot = jnp.asarray(slot)
 
-  def step_down(carry, t):
+  def body(carry, t):
     x, path = carry
-    model = ebm.at(jnp.full(len(x), t))
-    x = recovery.sample_conditional(model, x, noise(t), settings.num_steps, proposal)
-    return (x, path.at[slot[t]].set(x)), None
+    x, info = step_down(x, t)
+    return (x, path.at[slot[t]].set(x)), info
 
-  path = jnp.zeros((len(keep) + 1, *white.shape)).at[slot[top]].set(white)
-  (x, path), _ = lax.scan(step_down, (white, path), jnp.arange(top), reverse=True)
+  path = jnp.zeros((len(keep) + 1, *white.shape)).at[slot[num_models]].set(white)
+  (x, path), infos = lax.scan(body, (white, path), jnp.arange(num_models), reverse=True)
+  return x, path[:-1], infos
+
+
+def finish(ebm: Ebm, x, path, keep: tuple[int, ...], settings: Settings):
+  """`(x, path)` of `down_the_levels`, without the noise of level 0 if the settings ask for that."""
   if settings.denoised:
     x = denoise(ebm, x, settings.denoise_factor)
-    path = path.at[slot[0]].set(x)
-  return x, path[:-1]
+    if 0 in keep:
+      path = path.at[keep.index(0)].set(x)
+  return x, path
 
 
 def denoise(ebm: Ebm, x, factor: float = 1.0):

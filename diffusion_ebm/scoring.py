@@ -4,17 +4,19 @@ from collections.abc import Callable
 import contextlib
 import functools
 import logging
+import math
 import time
 from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_ebm import data, older_versions, preprocessing
+from diffusion_ebm import data, generate, older_versions, preprocessing
 from diffusion_ebm.evaluate import features, reference
 from diffusion_ebm.run import parallel
 from diffusion_ebm.run import workdir as workdir_lib
-from diffusion_ebm.run.errors import UserError
+from diffusion_ebm.run.errors import InterruptedRun, UserError
 from diffusion_ebm.run.progress import Progress
+from diffusion_ebm.trained import Trained
 
 _log = logging.getLogger(__name__)
 
@@ -126,3 +128,32 @@ def draw(
     for name, spent in zip(('samples_per_s', 'features_per_s'), seconds, strict=True)
   }
   return Drawn(*reference.joined(parts), np.concatenate(samples) if samples else None, rates)
+
+
+def score(model: Trained, compared: reference.Reference, what: str, keep: int, check_stop: Callable):
+  """Draws samples as the model's configuration says, and scores them.
+
+  Args:
+    model: the model.
+    compared: what samples are compared with.
+    what: as of `draw`, like what follows.
+    keep: likewise.
+    check_stop: likewise.
+
+  Returns:
+    `(drawn, scores)`; None, with a warning, where the chains diverge.
+  """
+  sampler = generate.make_sampler(model.config, model.shape, batch_size(model.config))
+  try:
+    drawn = draw(model.config, compared, sampler, (model.ebm, model.proposal), what, keep, check_stop)
+  except UserError as error:
+    if isinstance(error, InterruptedRun):
+      raise
+    _log.warning('%s: %s', what, error)
+    return None
+  _log.info('%s: scores of %d samples', what, len(drawn.features))
+  scores = compared.score(drawn.features, drawn.logits)
+  if not math.isfinite(scores['fid']):
+    _log.warning('%s: the Frechet distance is not finite', what)
+    return None
+  return drawn, scores

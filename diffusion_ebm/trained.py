@@ -2,6 +2,7 @@
 
 import functools
 import glob
+import json
 import logging
 import os
 from typing import NamedTuple
@@ -12,13 +13,13 @@ import ml_collections
 import numpy as np
 
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import generate, older_versions
+from diffusion_ebm import composition, generate, older_versions
 from diffusion_ebm import model as model_lib
 from diffusion_ebm.data import kept
 from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.networks import spectral_norm
 from diffusion_ebm.proposal import Proposal
-from diffusion_ebm.run import checkpoints, files, parallel
+from diffusion_ebm.run import checkpoints, files, parallel, paths
 from diffusion_ebm.run.errors import UserError
 from diffusion_ebm.run.progress import doing
 
@@ -33,7 +34,7 @@ class Trained(NamedTuple):
 
   Attributes:
     config: the resolved configuration.
-    ebm: the model with the averaged parameters, on all devices; with classes, of the one that is asked for.
+    ebm: the model with the averaged parameters, on all devices; of the class that is asked for, or the sum.
     proposal: likewise; None if it has none.
     shape: of one example.
     step: of the checkpoint.
@@ -62,8 +63,54 @@ def load(config, workdir: str, step: int | None = None) -> Trained:
   doing('building the network')
   model = model_lib.build(config)
   _log.info('reading the %s', 'newest checkpoint' if step is None else f'checkpoint of step {step}')
-  ebm, proposal, *rest = read(model, workdir, step)
-  return Trained(config, generate.told(config, ebm), generate.told(config, proposal), *rest)
+  found = Trained(config, *read(model, workdir, step))
+  if config.sampling.compose:
+    return _composed(found, workdir)
+  return found._replace(ebm=generate.told(config, found.ebm), proposal=generate.told(config, found.proposal))
+
+
+def _composed(own: Trained, workdir: str) -> Trained:
+  """The sum of `sampling.compose`, whose terms get absolute paths and the steps of other runs' checkpoints."""
+  parts, names = [], []
+  for coefficient, what in generate.terms(own.config):
+    folder, label = _other_model(what)
+    if folder:
+      other = load(_for_sum(folder), folder)
+      config, ebm, where = other.config, other.ebm, f'{os.path.abspath(folder)} at step {other.step}'
+      if other.shape != own.shape:
+        raise UserError(f'models of shapes {own.shape} and {other.shape} cannot be added: {folder} is of the latter')
+    else:
+      config, ebm, where, folder = own.config, own.ebm, '', workdir
+    if label not in ('', 'none'):
+      config = config.copy_and_resolve_references()
+      config.sampling.update({'compose': (), 'label': label})
+      config = generate.numbered(config, classes(folder))
+    parts.append((generate.told(config, ebm), coefficient))
+    names.append(f'{coefficient:g}*{where}{"@" if where and label else ""}{label or "" if where else label or "none"}')
+  config = own.config.copy_and_resolve_references()
+  config.sampling.update({'compose': tuple(names), 'label': ''})
+  try:
+    return own._replace(config=config, ebm=composition.add(*parts), proposal=None)
+  except ValueError as error:
+    raise UserError(f'{error} (sampling.compose)') from error
+
+
+def _other_model(what: str) -> tuple[str, str]:
+  """`(workdir, class)` of a term that names a workdir, each '' where there is none."""
+  folder, _, label = what.rpartition('@')
+  for folder, label in ((what, ''), (folder, label)):
+    if folder and config_lib.load(paths.workdir(folder)) is not None:
+      return paths.workdir(folder), label
+  if os.sep in what:
+    raise UserError(f'sampling.compose names {what}, which holds no run: name a class, `none` or a workdir')
+  return '', what
+
+
+def _for_sum(folder: str):
+  """The configuration of another run, without a class of its own."""
+  config = config_lib.load(folder)
+  config.sampling.update({'compose': (), 'label': '', 'guidance': 0.0})
+  return config
 
 
 def check(config, workdir: str) -> ml_collections.ConfigDict:
@@ -71,6 +118,7 @@ def check(config, workdir: str) -> ml_collections.ConfigDict:
   config = config_lib.resolve(config)
   config_lib.check(config, 1)
   config_lib.check_same_run(config, workdir, free=('seed', 'train', 'sampling.num_steps'))
+  generate.terms(config)
   return generate.numbered(config, classes(workdir))
 
 
@@ -153,13 +201,12 @@ def _normalised_by_raw(params, u, raw, zero_init: bool):
 DENSITY_RESULTS = 'results'
 
 
-def log_z(workdir: str, step: int, num_models: int):
-  """What `--mode=density` has found of a checkpoint, the last time.
+def log_z(model: Trained, workdir: str):
+  """What `--mode=density` has found of a checkpoint, and of the class or sum that is asked for, the last time.
 
   Args:
+    model: of `load`.
     workdir: of a training job.
-    step: the checkpoint's.
-    num_models: T.
 
   Returns:
     Log of the normaliser of each level's `y_t`, (T,) float64 in nats, NaN where it is not known; None if none is.
@@ -167,12 +214,13 @@ def log_z(workdir: str, step: int, num_models: int):
   Raises:
     UserError: the file cannot be read.
   """
+  of = json.loads(files.to_json(generate.asked(model.config)))
   pattern = os.path.join(glob.escape(workdir), 'density', f'{DENSITY_RESULTS}*.json')
   for path in sorted(glob.glob(pattern), key=os.path.getmtime, reverse=True):
     try:
       record = files.read_json(path)
-      if record.get('step') == step:
-        values = np.full(num_models, np.nan)
+      if (record.get('step'), record.get('of', {})) == (model.step, of):
+        values = np.full(model.ebm.levels.num_models, np.nan)
         for entry in record['log_z']:
           values[entry['level']] = entry['log_z']
         return values

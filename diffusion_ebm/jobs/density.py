@@ -60,6 +60,8 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
   record |= _log_probs(config, values, log_z[0]) | {'log_z': log_z, 'num_rungs': len(weights['step_size'])}
   record |= {'seconds': time.monotonic() - began, 'jax': jax.__version__, 'platform': jax.default_backend()}
   record['config'] = config.to_dict()
+  if of := generate.asked(config):
+    record['of'] = of
   if config.density.baselines:
     record['baselines'] = _baselines(config, source, seed)
   _log.info('%s', _in_words(record))  # before it is written: on a full disk it would be lost

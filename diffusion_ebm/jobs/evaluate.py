@@ -85,6 +85,8 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
   del seed
   if config_lib.load(workdir) is None:
     raise UserError(f'{workdir} holds no run: train first, with --mode=train and the same --workdir')
+  if config.sampling.compose:
+    raise UserError('--mode=eval scores one model: leave --config.sampling.compose out')
   config = trained.check(config, workdir)
   if step is not None:
     checkpoints.check_any(workdir, step)
@@ -241,7 +243,7 @@ def _write_samples(evaluation, step, samples, rows):
   if evaluation.config.eval.save_samples:
     files.write_npz(evaluation.path(name, '.npz'), {'samples': samples})
   shown = samples[:_NUM_IN_GRID] if samples.ndim > 2 else samples
-  files.write_png(evaluation.path(name, '.png'), level_pictures.samples(shown))
+  files.write_png(evaluation.path(name, '.png'), level_pictures.samples(shown, generate.columns(evaluation.config)))
   if samples.ndim > 2:
     files.write_png(
       evaluation.path(f'neighbours_{step}', '.png'), _picture_of_neighbours(evaluation.reference, samples, rows)

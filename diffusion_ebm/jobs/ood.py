@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import data, marginal_density, preprocessing, random_keys, sampling, trained
+from diffusion_ebm import data, generate, marginal_density, preprocessing, random_keys, sampling, trained
 from diffusion_ebm.data import corruptions, external_images
 from diffusion_ebm.evaluate import ood_detection
 from diffusion_ebm.run import files, parallel, pictures
@@ -50,7 +50,8 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
   trained.check_seed(seed)
   if not config.ood.against or not all(config.ood.against):
     raise UserError(f'--against names nothing: name {", ".join(corruptions.NAMES)}, a data set, a folder or a .zip')
-  config, ebm, _, _, step = trained.load(config, workdir, step)
+  model = trained.load(config, workdir, step)
+  config, ebm, step = model.config, model.ebm, model.step
   # Everything that can be refused, before anything takes long.
   sets, fitted_on, sources = _load_sets(config, seed)
   folder = workdir_lib.make(workdir, 'ood')
@@ -64,9 +65,9 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
     key: {name: ood_detection.detection(scores['test'][key], scores[name][key]) for name in sets if name != 'test'}
     for key in scores['test']
   }
-  log_z = trained.log_z(workdir, step, ebm.levels.num_models)
+  log_z = trained.log_z(model, workdir)
   record = {'step': step, 'seed': seed, 'num_examples': {name: len(images) for name, images in sets.items()}}
-  record |= _means(values, shown, log_z) | {'inputs': _inputs(sets, sources, fitted_on, log_z, seed, step)}
+  record |= _means(values, shown, log_z) | {'inputs': _inputs(config, sets, sources, fitted_on, log_z, seed, step)}
   record['results'] = {f'{level}, {kind}': row for (level, kind), row in results.items()}
   elsewhere = [name for name in sets if name not in (*_OWN, *corruptions.NAMES)]
   name = workdir_lib.file_name('ood', workdir_lib.label(step, seed), *elsewhere)
@@ -96,14 +97,15 @@ def _load_sets(config, seed):
   return sets, fitted_on, {'test': own, **sources}
 
 
-def _inputs(sets, sources, fitted_on, log_z, seed, step):
+def _inputs(config, sets, sources, fitted_on, log_z, seed, step):
   """What the results depend on."""
   described = {
     name: {'source': sources[name], 'num_images': len(images), 'fingerprint': files.digest(images)}
     for name, images in sets.items()
   }
   log_z = None if log_z is None else files.digest(log_z)
-  return {'step': step, 'seed': seed, 'sets': described, 'fitted_on': files.digest(fitted_on), 'log_z': log_z}
+  found = {'step': step, 'seed': seed, 'sets': described, 'fitted_on': files.digest(fitted_on), 'log_z': log_z}
+  return found | generate.asked(config)
 
 
 def _log_densities(config, ebm, sets, fitted_on, shown, seed, step):

@@ -50,7 +50,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> np.ndar
   name, folder = f'samples_{workdir_lib.label(step, seed)}', workdir_lib.samples_dir(workdir)
   base = workdir_lib.claim(folder, name, inputs, ('.npz', '.png', '_levels.png'))
   files.write_npz(base + '.npz', {'samples': samples})
-  files.write_png(base + '.png', level_pictures.samples(samples))
+  files.write_png(base + '.png', level_pictures.samples(samples, generate.columns(config)))
   try:
     shown = data.load_some(
       config.data, 'train', lambda count: np.random.default_rng(seed).integers(count, size=path.shape[1])

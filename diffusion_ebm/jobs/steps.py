@@ -1,18 +1,15 @@
 """The steps job: how good samples are for how many gradients, from the proposal and without it."""
 
 import contextlib
-import csv
-import io
 import logging
-import math
 from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_ebm import generate, scoring, trained
-from diffusion_ebm.run import files, interrupts, pictures
+from diffusion_ebm import scoring, trained
+from diffusion_ebm.run import files, interrupts, pictures, table
 from diffusion_ebm.run import workdir as workdir_lib
-from diffusion_ebm.run.errors import InterruptedRun, UserError
+from diffusion_ebm.run.errors import UserError
 from diffusion_ebm.run.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -77,6 +74,8 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> list[Ro
   del seed
   if not config.steps.num_steps:
     raise UserError('--config.steps.num_steps names no number of steps: set it, as --config.steps.num_steps="(0,5,30)"')
+  if config.sampling.corrected:
+    raise UserError('--mode=steps counts gradients of plain chains: leave --config.sampling.corrected out')
   model = trained.load(config, workdir, step)
   config, step = model.config, model.step
   config.eval.baselines = False
@@ -99,16 +98,20 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> list[Ro
 
 def _measure(model, compared, path, check_stop) -> list[Row]:
   """All rows, in their order: those of the file, and those that it lacks, each in the file once it is done."""
-  rows, asked = _read(path), _asked(model)
+  rows, asked = {row[:2]: row for row in table.read(path, Row)}, _asked(model)
   missing = [row for row in asked if row[:2] not in rows]
   work, left = (sum(row.gradients for row in each) for each in (asked, missing))
   with contextlib.closing(Progress('steps', work, work - left, shown=False)) as progress:
     for row in missing:
       rows[row[:2]] = _score(model, compared, row, check_stop)
-      _write(path, rows)
+      table.write(path, _in_order(rows))
       progress.update(row.gradients)
       progress.line('gradients an image')
   return _in_order(rows)
+
+
+def _in_order(rows) -> list[Row]:
+  return sorted(rows.values(), key=lambda row: (not row.proposal, row.num_steps))
 
 
 def _asked(model) -> list[Row]:
@@ -123,23 +126,16 @@ def _asked(model) -> list[Row]:
 
 
 def _score(model, compared, row, check_stop) -> Row:
-  """The row with its scores; without them, and with a warning, where the chains diverge."""
+  """The row with its scores; without them where the chains diverge."""
   config = model.config.copy_and_resolve_references()
   config.sampling.generation_steps = row.num_steps or -1
-  sampler = generate.make_sampler(config, model.shape, scoring.batch_size(config))
-  what, generator = f'K {row.num_steps}, {row.curve}', (model.ebm, model.proposal if row.proposal else None)
-  try:
-    drawn = scoring.draw(config, compared, sampler, generator, what, 0, check_stop)
-  except UserError as error:
-    if isinstance(error, InterruptedRun):
-      raise
-    _log.warning('%s: %s', what, error)
+  what = f'K {row.num_steps}, {row.curve}'
+  if not row.proposal:
+    model = model._replace(proposal=None)
+  found = scoring.score(model._replace(config=config), compared, what, 0, check_stop)
+  if found is None:
     return row
-  _log.info('%s: scores of %d samples', what, len(drawn.features))
-  scores = compared.score(drawn.features, drawn.logits)
-  if not math.isfinite(scores['fid']):
-    _log.warning('%s: the Frechet distance is not finite', what)
-    return row
+  drawn, scores = found
   _log.info('%s: Frechet distance %.4g for %d gradients an image', what, scores['fid'], row.gradients)
   return row._replace(
     frechet_distance=scores['fid'],
@@ -155,34 +151,3 @@ def _curves(rows) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   for row in rows:
     curves.setdefault(row.curve, []).append((row.gradients, row.frechet_distance))
   return {name: tuple(np.array(points, float).T) for name, points in curves.items()}
-
-
-# The file.
-
-
-def _in_order(rows) -> list[Row]:
-  return sorted(rows.values(), key=lambda row: (not row.proposal, row.num_steps))
-
-
-def _write(path, rows):
-  text = io.StringIO()
-  csv.writer(text, lineterminator='\n').writerows([Row._fields, *_in_order(rows)])
-  files.write_text(path, text.getvalue())
-
-
-def _read(path) -> dict[tuple[bool, int], Row]:
-  """`(proposal, num_steps)` to row; {} if there is no file."""
-  try:
-    with open(path, newline='', encoding='utf-8') as file:
-      rows = [_row(**each) for each in csv.DictReader(file)]
-  except FileNotFoundError:
-    return {}
-  except (ValueError, TypeError, csv.Error) as error:
-    raise UserError(f'{path} cannot be read ({error}): delete it to start again') from error
-  return {row[:2]: row for row in rows}
-
-
-def _row(proposal, num_steps, gradients, proposal_evaluations, **scores) -> Row:
-  """A row from the texts of its fields."""
-  counts = map(int, (num_steps, gradients, proposal_evaluations))
-  return Row(proposal == 'True', *counts, **{name: float(text) if text else None for name, text in scores.items()})

@@ -138,6 +138,36 @@ def distance_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], title: str
   return _to_array(figure)
 
 
+def guidance_curves(weights: np.ndarray, shares: dict[str, np.ndarray], distances: np.ndarray, baseline: float | None):
+  """What guidance does: shares (W,), in 0..1, and Frechet distances (W,), over the weights (W,).
+
+  Args:
+    weights: w.
+    shares: name to values, NaN a gap.
+    distances: likewise.
+    baseline: the Frechet distance without a class, a broken line; None for none.
+
+  Returns:
+    A picture, 320 pixels high and 800 wide.
+  """
+  figure, axes = _figure(1, 2)
+  figure.set_size_inches(10, 4)
+  left, right = axes[0]
+  for name, values in shares.items():
+    left.plot(weights, values, 'o-', label=name)
+  left.set(xlabel='guidance w', ylim=(None, 1.01))
+  left.legend()
+  right.plot(weights, distances, 'o-', label='a class asked for')
+  if baseline is not None:
+    right.axhline(baseline, color='0.5', linestyle='--', label='none asked for')
+  right.set(xlabel='guidance w', ylabel='Frechet distance', ylim=(0, None))
+  right.legend()
+  for panel in (left, right):
+    panel.set_xticks(weights, [f'{w:g}' for w in weights])
+    panel.grid(alpha=0.3)
+  return _to_array(figure)
+
+
 def point_row(points: np.ndarray, titles: list[str]) -> np.ndarray:
   """Two-dimensional points (K, N, 2), a panel for each K."""
   figure, axes = _figure(1, len(points))
