@@ -13,6 +13,7 @@ import numpy as np
 
 from diffusion_ebm import (
   arguments,
+  class_probabilities,
   composition,
   corrected_sampling,
   generate,
@@ -60,6 +61,7 @@ class DiffusionEBM(struct.PyTreeNode):
     sampling: how samples are drawn.
     proposal: where chains start, if the model was trained with one; or None.
     classes: names of the classes that the networks are told, by number; () for none.
+    calibration: what makes class probabilities of energies; None where it is not known.
   """
 
   ebm: Ebm | composition.Sum | composition.Window
@@ -68,6 +70,7 @@ class DiffusionEBM(struct.PyTreeNode):
   sampling: Settings = struct.field(pytree_node=False)
   proposal: Proposal | None = None
   classes: tuple[str, ...] = struct.field(pytree_node=False, default=())
+  calibration: class_probabilities.Calibration | None = None
 
   @property
   def num_levels(self) -> int:
@@ -305,7 +308,41 @@ class DiffusionEBM(struct.PyTreeNode):
           )
     return -self._energy(x, level) - jnp.asarray(self.log_z, jnp.float32)[level]
 
+  def class_log_prob(self, x, level: int | None = None) -> jax.Array:
+    """How probable each class is, once an evaluation has calibrated that.
+
+    Args:
+      x: data, (B, *shape).
+      level: t, at which the energies of the classes are compared; None for the most reliable one.
+
+    Returns:
+      float32 (B, C): log p(c | x) of classes that are equally probable before, by their numbers.
+
+    Raises:
+      UserError: an argument is wrong, the model knows no classes, or it is not calibrated.
+
+    Source: `diffusion_ebm.class_probabilities`.
+    """
+    if not self.classes:
+      raise UserError('the model knows no classes: train one with --config.model.num_classes')
+    if self.calibration is None:
+      raise UserError(
+        'class probabilities are not calibrated: run python main.py --mode=eval --workdir=DIR first, then load again'
+      )
+    x = arguments.examples('x', x, self.shape, arguments.DATA_BOUND)
+    if level is None:
+      return self._class_log_prob(x, self.calibration.level)
+    level = arguments.integer('level', level, 0)
+    known = [t for t in range(self.num_levels) if np.isfinite(self.calibration.scale[t])]
+    if level not in known:
+      raise UserError(f'class probabilities are not calibrated at level {level}: those that are, are {known}')
+    return self._class_log_prob(x, level)
+
   # What is compiled.
+
+  @jax.jit
+  def _class_log_prob(self, x, level):
+    return class_probabilities.log_prob(self.ebm, x, jnp.asarray(level), self.calibration)
 
   @jax.jit
   def _energy(self, x, level):
@@ -417,7 +454,8 @@ def load(workdir: str, step: int | None = None, config=None) -> DiffusionEBM:
   _log.info('loaded in %.1f s; each method is compiled when it is first called', time.monotonic() - began)
   ebm, proposal = jax.device_put((ebm, proposal), jax.local_devices()[0])
   classes = generate.class_names(config, trained.classes(workdir))
-  return DiffusionEBM(ebm, log_z, shape, generate.settings(config), proposal, classes)
+  calibration = trained.calibration(found, workdir)
+  return DiffusionEBM(ebm, log_z, shape, generate.settings(config), proposal, classes, calibration)
 
 
 def from_parameters(config, params, spectral=None, log_z=None, proposal=None) -> DiffusionEBM:

@@ -47,16 +47,35 @@ def numbered(config, classes: tuple[str, ...]):
   Raises:
     UserError: there is no such class.
   """
-  label, count = config.sampling.label, config.model.num_classes
+  label = config.sampling.label
   if label in ('', 'all'):
     return config
   config = config.copy_and_resolve_references()
-  if label in classes:
-    config.sampling.label = str(classes.index(label))
-  elif not (label.isdecimal() and int(label) < count):
-    known = f'one of {", ".join(map(printable, classes))}, ' if classes else ''
-    raise UserError(f"sampling.label is {printable(label)!r}, not {known}0 .. {count - 1}, 'all' or ''")
+  config.sampling.label = str(class_number(config, label, classes))
   return config
+
+
+def class_number(config, label: str, classes: tuple[str, ...], key: str = 'label', others: str = "'all' or ''") -> int:
+  """The number of a class, counted from 0 as in the data.
+
+  Args:
+    config: the model's.
+    label: name or number.
+    classes: the names of the classes, by number; () if they are not known.
+    key: of the `sampling` section that names it.
+    others: what may stand there too.
+
+  Raises:
+    UserError: there is no such class.
+  """
+  count = config.model.num_classes
+  if label in classes:
+    return classes.index(label)
+  if label.isdecimal() and int(label) < count:
+    return int(label)
+  known = f'one of {", ".join(map(printable, classes))}, ' if classes and count else ''
+  numbers = f'0 .. {count - 1}, ' if count else ''
+  raise UserError(f'sampling.{key} names {printable(label)!r}, not {known}{numbers}{others}')
 
 
 class Term(NamedTuple):

@@ -13,10 +13,11 @@ import ml_collections
 import numpy as np
 
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import composition, generate, older_versions
+from diffusion_ebm import class_probabilities, composition, generate, older_versions
 from diffusion_ebm import model as model_lib
 from diffusion_ebm.data import kept
 from diffusion_ebm.ebm import Ebm
+from diffusion_ebm.evaluate import results
 from diffusion_ebm.networks import spectral_norm
 from diffusion_ebm.proposal import Proposal
 from diffusion_ebm.run import checkpoints, files, parallel, paths
@@ -65,30 +66,34 @@ def load(config, workdir: str, step: int | None = None) -> Trained:
   _log.info('reading the %s', 'newest checkpoint' if step is None else f'checkpoint of step {step}')
   found = Trained(config, *read(model, workdir, step))
   if config.sampling.compose:
-    return _composed(found, workdir)
-  return found._replace(ebm=generate.told(config, found.ebm), proposal=generate.told(config, found.proposal))
+    found = _composed(found, workdir)
+  ebm, proposal = (generate.told(found.config, each) for each in (found.ebm, found.proposal))
+  return found._replace(ebm=parallel.replicate(ebm), proposal=parallel.replicate(proposal))
 
 
 def _composed(own: Trained, workdir: str) -> Trained:
   """The sum of `sampling.compose`, whose terms get absolute paths and the steps of other runs' checkpoints."""
-  parts, names = [], []
+  parts, labels, names = [], [], []
   for coefficient, what in generate.terms(own.config):
     folder, label = _other_model(what)
+    model, of, name = own, workdir, what
     if folder:
-      other = load(_for_sum(folder), folder)
-      config, ebm, where = other.config, other.ebm, f'{os.path.abspath(folder)} at step {other.step}'
-      if other.shape != own.shape:
-        raise UserError(f'models of shapes {own.shape} and {other.shape} cannot be added: {folder} is of the latter')
-    else:
-      config, ebm, where, folder = own.config, own.ebm, '', workdir
+      model, of = load(_for_sum(folder), folder), folder
+      name = f'{os.path.abspath(folder)} at step {model.step}' + (label and f'@{label}')
+      if model.shape != own.shape:
+        raise UserError(f'models of shapes {own.shape} and {model.shape} cannot be added: {folder} is of the latter')
+    number = 0  # of the empty class
     if label not in ('', 'none'):
-      config = config.copy_and_resolve_references()
-      config.sampling.update({'compose': (), 'label': label})
-      config = generate.numbered(config, classes(folder))
-    parts.append((generate.told(config, ebm), coefficient))
-    names.append(f'{coefficient:g}*{where}{"@" if where and label else ""}{label or "" if where else label or "none"}')
+      number = 1 + generate.class_number(model.config, label, classes(of), 'compose', "'none' or a workdir")
+    parts.append((composition.of_class(model.ebm, number) if number else model.ebm, coefficient))
+    labels.append((None if folder else number, coefficient))
+    names.append(f'{coefficient:g}*{name}')
   config = own.config.copy_and_resolve_references()
   config.sampling.update({'compose': tuple(names), 'label': ''})
+  if all(label is not None for label, _ in labels):  # one network, whose terms are evaluated as one batch
+    whole = own.proposal and abs(sum(coefficient for _, coefficient in labels) - 1) < 1e-6
+    proposal = composition.weighted(own.proposal, *labels) if whole else None
+    return own._replace(config=config, ebm=composition.weighted(own.ebm, *labels), proposal=proposal)
   try:
     return own._replace(config=config, ebm=composition.add(*parts), proposal=None)
   except ValueError as error:
@@ -96,9 +101,9 @@ def _composed(own: Trained, workdir: str) -> Trained:
 
 
 def _other_model(what: str) -> tuple[str, str]:
-  """`(workdir, class)` of a term that names a workdir, each '' where there is none."""
-  folder, _, label = what.rpartition('@')
-  for folder, label in ((what, ''), (folder, label)):
+  """`(workdir, class)` of a term; no workdir for a class of the run's own model, no class for none in particular."""
+  before, _, after = what.rpartition('@')
+  for folder, label in ((what, ''), (before, after)):
     if folder and config_lib.load(paths.workdir(folder)) is not None:
       return paths.workdir(folder), label
   if os.sep in what:
@@ -226,6 +231,19 @@ def log_z(model: Trained, workdir: str):
         return values
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
       raise UserError(f'{path} cannot be read ({error}): remove it, and run --mode=density again') from error
+  return None
+
+
+def calibration(model: Trained, workdir: str) -> class_probabilities.Calibration | None:
+  """The class probabilities' calibration, as the last evaluation of the checkpoint found it; None if there is none."""
+  num_models, num_classes = model.ebm.levels.num_models, model.config.model.num_classes
+  for record in reversed(results.read(os.path.join(workdir, 'eval', 'results.jsonl'))):
+    if record.get('step') == model.step and 'classes' in record:
+      level, unknown = record['classes']['level'], np.full((num_models, num_classes), np.nan)
+      found = class_probabilities.Calibration(level, unknown[:, 0].copy(), unknown)
+      for entry in record['classes']['levels']:
+        found.scale[entry['level']], found.bias[entry['level']] = entry['scale'], entry['bias']
+      return found
   return None
 
 

@@ -34,6 +34,7 @@ class Reference:
     split: the data to compare with.
     real: their statistics; mean and covariance may be given ones.
     train_source: the training split.
+    test_source: the test split; None if it is not at hand.
     train: its statistics.
     baselines: name to scores.
     fingerprints: split to its own, of data that can change.
@@ -44,6 +45,7 @@ class Reference:
   split: str
   real: feature_statistics.Statistics
   train_source: Any
+  test_source: Any
   train: feature_statistics.Statistics
   baselines: dict[str, dict]
   fingerprints: dict[str, str]
@@ -110,7 +112,8 @@ def make(evaluation, data, load_sources: Callable, cache: str, check_stop: Calla
   if evaluation.num_samples <= extractor.dim:
     _log.warning(_FEW_SAMPLES, evaluation.num_samples, extractor.dim)
   fingerprints = features.fingerprints(sources)
-  reference = Reference(extractor, extract, compared, real, sources['train'], known['train'], {}, fingerprints)
+  splits = (sources['train'], sources['test'])
+  reference = Reference(extractor, extract, compared, real, *splits, known['train'], {}, fingerprints)
   if not evaluation.baselines:
     return reference
   key = feature_statistics.key(baseline_generators.VERSION, measure(evaluation), extractor.key, data_key)

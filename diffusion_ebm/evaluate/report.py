@@ -52,7 +52,7 @@ def page(title: str, records: list[dict], pictures: dict[str, list[tuple[str, st
   good = [record for record in records if 'error' not in record]
   parts = [f'<h1>{html.escape(title)}</h1>']
   if good:
-    parts += [_summary(good), _table(good), _curves(good)]
+    parts += [_summary(good), _table(good), _classes(good[-1]), _curves(good)]
   parts += [
     f'<p class="note">Step {record["step"]}: {html.escape(record["error"])}</p>'
     for record in records
@@ -127,6 +127,25 @@ def _table(records):
     'error for KID. Baselines: other real data (the other split); fitted to training data, a Gaussian with the '
     'full covariance of the pixels, and two mixtures of Gaussians in the space of the principal components, one '
     'of ten, one of as many as give held-out examples the highest likelihood.</p>'
+  )
+
+
+def _classes(record):
+  """How well classes are told apart, by level; '' for a model that knows none."""
+  if 'classes' not in record:
+    return ''
+  found = record['classes']
+  rows = [(f'energies of level {each["level"]}', each['accuracy'], each['log_loss']) for each in found['levels']]
+  rows.append(('logistic regression on the pixels', found['logistic_regression'], None))
+  if record.get('classifier_accuracy') is not None:
+    rows.append(('the classifier whose features are used here', record['classifier_accuracy'], None))
+  lines = (f'<tr><td>{name}</td><td>{a:.2%}</td><td>{_number(loss)}</td></tr>' for name, a, loss in rows)
+  return (
+    f'<h2>Classes</h2>\n<table><thead><tr><th></th><th>accuracy</th><th>log loss (nats)</th></tr></thead><tbody>\n'
+    + '\n'.join(lines)
+    + f'\n</tbody></table>\n<p>Of {found["num_test"]:,} images of the test split, step {record["step"]}. Class '
+    f'probabilities come from the energies of the classes, with a scale and biases that are fitted to '
+    f'{found["num_train"]:,} training images.</p>'
   )
 
 

@@ -13,7 +13,7 @@ from sklearn import neighbors
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import generate, level_pictures, scoring, trained
 from diffusion_ebm import model as model_lib
-from diffusion_ebm.evaluate import feature_statistics, reference, report, results, scores
+from diffusion_ebm.evaluate import class_accuracy, feature_statistics, reference, report, results, scores
 from diffusion_ebm.run import checkpoints, files, interrupts, pictures, writers
 from diffusion_ebm.run import workdir as workdir_lib
 from diffusion_ebm.run.errors import InterruptedRun, UserError
@@ -223,8 +223,9 @@ def _scores(evaluation, generator, sampler, step):
     evaluation.check_stop,
   )
   _write_samples(evaluation, step, drawn.samples, drawn.features)
+  found = _classes(evaluation, generator[0])
   _log.info('scores of %d samples', count)
-  return {
+  return found | {
     'num_data': compared.real.count,
     'num_features': compared.extractor.dim,
     'num_neighbour_samples': min(count, scores.MAX_NEIGHBOURS),
@@ -236,6 +237,15 @@ def _scores(evaluation, generator, sampler, step):
     **drawn.rates,
     'baselines': compared.baselines,
   }
+
+
+def _classes(evaluation, ebm):
+  """How well a model that is told classes tells them apart, where there are labelled test data."""
+  compared, count = evaluation.reference, evaluation.config.model.num_classes
+  if not count or compared.test_source is None or compared.test_source.labels is None:
+    return {}
+  size = evaluation.config.eval.batch_size
+  return {'classes': class_accuracy.measure(ebm, compared.train_source, compared.test_source, count, size)}
 
 
 def _write_samples(evaluation, step, samples, rows):

@@ -92,7 +92,7 @@ class DrawTest(absltest.TestCase):
 
   def test_classes_that_there_are_not(self):
     for label in ('11', '-1', 'seven', 'ALL'):
-      with self.assertRaisesRegex(UserError, rf"sampling.label is '{label}', not one of 0, 1, .*, 0 .. 9, 'all' or ''"):
+      with self.assertRaisesRegex(UserError, rf"sampling.label names '{label}', not one of 0, 1, .*, 0 .. 9, 'all' or ''"):
         self.draw(label)
     model = diffusion_ebm.load(self.workdir)
     for label, message in ((10, 'label is 10, but there are 10 classes'), ('x', "label is 'x'"), (-1, 'label is -1')):
