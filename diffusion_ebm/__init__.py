@@ -1,12 +1,16 @@
 """Energy-based models by diffusion recovery likelihood (Gao et al., ICLR 2021), in JAX and Flax.
 
-`load` and `from_parameters` make a `DiffusionEBM` of a trained model; docs/api.md shows what it does.
+`load` and `from_parameters` make a `DiffusionEBM` of a trained model, `combine` and `side_by_side` one of several;
+docs/api.md shows what they do.
 """
 
 import importlib
 
 # Loaded when they are first used: importing the package alone costs nothing.
-_PUBLIC = {'DiffusionEBM': 'api', 'combine': 'api', 'from_parameters': 'api', 'load': 'api', 'UserError': 'run.errors'}
+_PUBLIC = {
+  **dict.fromkeys(('DiffusionEBM', 'combine', 'from_parameters', 'load', 'side_by_side'), 'api'),
+  'UserError': 'run.errors',
+}
 __all__ = tuple(_PUBLIC)  # noqa: PLE0604 (a tuple of names)
 
 

@@ -245,6 +245,29 @@ class DiffusionEBM(struct.PyTreeNode):
     )
     return self.replace(ebm=ebm, proposal=proposal, log_z=None)
 
+  def any_of(self, *labels) -> 'DiffusionEBM':
+    """The model of any of several classes, each as probable as the others as far as that is calibrated.
+
+    Args:
+      *labels: names or numbers, of `classes`.
+
+    Returns:
+      A model, whose chains have no proposal.
+
+    Raises:
+      UserError: there is no such class, or none is named.
+    """
+    if not labels:
+      raise UserError('any_of is given no class: name some, as any_of(3, 8)')
+    numbers = [arguments.class_number(label, self.classes) for label in labels]
+    weights = [jnp.zeros(self.num_levels)] * len(numbers)
+    if self.calibration is not None:  # logits are scale * energies + bias: the bias stands for -log Z
+      known = np.nan_to_num(self.calibration.bias / self.calibration.scale[:, None])
+      weights = [known[:, number] for number in numbers]
+    parts = [composition.of_class(self.ebm, 1 + number) for number in numbers]
+    ebm = composition.either(*zip(parts, weights, strict=True))
+    return DiffusionEBM(ebm, None, self.shape, self.sampling)
+
   def __add__(self, other: 'DiffusionEBM') -> 'DiffusionEBM':
     """The product of both densities: their energies add. Its chains have no proposal."""
     return combine((self, 1.0), (other, 1.0))
@@ -422,6 +445,31 @@ def combine(*terms: tuple[DiffusionEBM, float]) -> DiffusionEBM:
   except ValueError as error:
     raise UserError(str(error)) from error
   return DiffusionEBM(ebm, None, first.shape, first.sampling)
+
+
+def side_by_side(*models: DiffusionEBM) -> DiffusionEBM:
+  """The model of a wide image whose parts, from left to right, are images of independent models.
+
+  Their energies add, and the sum is exact at every level.
+
+  Args:
+    *models: of images as high as each other, with the same noise levels; how samples are drawn is as of the first.
+
+  Raises:
+    UserError: they do not fit.
+  """
+  first, left, terms = models[0], 0, []
+  for model in models:
+    if len(model.shape) == 1 or model.shape[::2] != first.shape[::2]:
+      raise UserError(f'models of shapes {first.shape} and {model.shape} do not fit side by side')
+    right = left + model.shape[1]
+    terms.append((composition.Window(model.ebm, (0, model.shape[0]), (left, right)), 1.0))
+    left = right
+  try:
+    ebm = composition.add(*terms)
+  except ValueError as error:
+    raise UserError(str(error)) from error
+  return DiffusionEBM(ebm, None, (first.shape[0], left, first.shape[2]), first.sampling)
 
 
 def load(workdir: str, step: int | None = None, config=None) -> DiffusionEBM:

@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any, TypeVar
 
 from flax import struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -99,11 +100,61 @@ def add(*terms) -> Sum:
   Raises:
     ValueError: the models have different noise levels, step sizes or temperatures.
   """
-  first, *others = (model.levels for model, _ in terms)
+  _same_levels(model for model, _ in terms)
+  return Sum(tuple(model for model, _ in terms), jnp.asarray([c for _, c in terms], jnp.float32))
+
+
+class Mixture(AllLevels, struct.PyTreeNode):
+  """What is of any of several models with the same levels, made by `either`: `log sum_m exp(log w_m + log p_m(y))`.
+
+  Attributes:
+    parts: the models, M.
+    log_weights: of each part and level, float32 (M, T).
+  """
+
+  parts: tuple
+  log_weights: Any
+
+  @property
+  def levels(self) -> Levels:
+    return self.parts[0].levels
+
+  def at(self, t) -> LevelEbm:
+    """As of `Ebm`; t are integers."""
+    models = [part.at(t) for part in self.parts]
+    temperature = jnp.asarray(self.levels.temperature, jnp.float32)[t]
+
+    def f(y):
+      terms = [weights[t] + model.log_density(y) for weights, model in zip(self.log_weights, models, strict=True)]
+      return temperature * jax.nn.logsumexp(jnp.stack(terms), axis=0)
+
+    return LevelEbm(self.levels, t, f)
+
+
+def either(*terms) -> Mixture:
+  """The mixture of models: what is of any of them.
+
+  Args:
+    *terms: `(model, log_weight)` of each; the logarithm, in nats, of its share divided by its normaliser, of all levels
+      or of each, (T,). 0 for all takes the energies as they are.
+
+  Raises:
+    ValueError: as of `add`.
+
+  Source: Du, Li and Mordatch 2020, Compositional visual generation with energy based models, section 3.2.
+  """
+  first = _same_levels(model for model, _ in terms)
+  log_weights = [jnp.broadcast_to(jnp.asarray(weight, jnp.float32), first.num_models) for _, weight in terms]
+  return Mixture(tuple(model for model, _ in terms), jnp.stack(log_weights))
+
+
+def _same_levels(models) -> Levels:
+  """Those of all models; raises a `ValueError` where they differ."""
+  first, *others = (model.levels for model in models)
   for other in others:
     if differing := differences(first, other):
       raise ValueError(f'models of different {differing} cannot be added')
-  return Sum(tuple(model for model, _ in terms), jnp.asarray([c for _, c in terms], jnp.float32))
+  return first
 
 
 def differences(a: Levels, b: Levels) -> str:

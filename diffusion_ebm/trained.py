@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from diffusion_ebm import config as config_lib
 from diffusion_ebm import class_probabilities, composition, generate, older_versions
+from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 from diffusion_ebm.data import kept
 from diffusion_ebm.ebm import Ebm

@@ -1,14 +1,12 @@
 """Sums of energies against closed forms: Gaussians, and mixtures on a grid."""
 
-import sys
-
 from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import composition, corrected_sampling, marginal_density, noise_levels, recovery, sampling
-from tests import testing
+from diffusion_ebm import composition, corrected_sampling, noise_levels, recovery, sampling
+from tests import composition_figures, testing
 
 
 def levels():
@@ -40,67 +38,6 @@ class Labelled:
       return {'slope': self.slopes[label], 't': t.astype(jnp.float32)}
     y, level, _ = args
     return jnp.sum(level['slope'] * y, axis=1) * (1 + level['t'])
-
-
-def mixture(means, sigma, levels, weights=None):
-  """Exact energies, in nats, of a mixture of Gaussians of one width in the plane."""
-  means = jnp.asarray(means, jnp.float32)
-  weights = jnp.log(jnp.ones(len(means)) / len(means) if weights is None else jnp.asarray(weights))
-  a_y, a_cum, sigma_cum = (jnp.asarray(v, jnp.float32) for v in (levels.a_y, levels.a_cum, levels.sigma_cum))
-
-  def f(y, t):
-    t = jnp.broadcast_to(t, (len(y),))
-    variance = a_y[t] ** 2 * (a_cum[t] ** 2 * sigma**2 + sigma_cum[t] ** 2)
-    squares = jnp.sum((y[:, None] - (a_y[t] * a_cum[t])[:, None, None] * means) ** 2, axis=2)
-    return jax.nn.logsumexp(weights - 0.5 * squares / variance[:, None], axis=1) - jnp.log(2 * jnp.pi * variance)
-
-  return testing.function_ebm(levels, f)
-
-
-_RING = [(0.7 * np.cos(u), 0.7 * np.sin(u)) for u in np.arange(8) * np.pi / 4]
-_ROW = [(-0.75, 0.0), (-0.25, 0.0), (0.25, 0.0), (0.75, 0.0)]
-
-
-def compositions(levels):
-  """Name to `(models, coefficients)`: and, not, and guidance towards one of two classes."""
-  ring, row = mixture(_RING, 0.15, levels), mixture(_ROW, 0.2, levels)
-  one = mixture(_RING[:3], 0.15, levels)  # a class of three of the eight
-  return {
-    'ring and row': ((ring, 1.0), (row, 1.0)),
-    'ring, not row': ((ring, 1.0), (row, -0.5)),
-    'guidance 0.5': ((one, 1.5), (ring, -0.5)),
-    'guidance 2': ((one, 3.0), (ring, -2.0)),
-  }
-
-
-def kl_to_exact(ebm, x, bins=50, extent=1.6):
-  """KL(samples || exact density of the cleanest level), in nats, by counts in the cells of a grid, (bins, bins).
-
-  Its bias is about (cells with samples) / (2 samples).
-  """
-  fine, cells = 8 * bins, bins
-  axis = (np.arange(fine) + 0.5) / fine * 2 * extent - extent
-  points = jnp.asarray(np.stack(np.meshgrid(axis, axis, indexing='ij'), axis=-1).reshape(-1, 2), jnp.float32)
-  log_density = np.asarray(jax.jit(lambda p: marginal_density.log_density(ebm, p, jnp.zeros(1, int)))(points), float)
-  density = np.exp(log_density - log_density.max()).reshape(cells, 8, cells, 8).sum(axis=(1, 3))
-  density /= density.sum()
-  counts = np.histogram2d(*np.asarray(x).T, bins=cells, range=[[-extent, extent]] * 2)[0]
-  share = counts / len(x)
-  held = share > 0
-  return float(np.sum(share[held] * np.log(share[held] / density[held])))
-
-
-def kl_of_both(name, num_levels=6, n=20_000, num_steps=200, plain_steps=100):
-  """`(corrected, plain)`: KL to the exact composed density of what both samplers draw, with exact energies."""
-  given = noise_levels.make_levels(num_levels, 0.02, 'conditional', 'one')
-  ebm, keys = composition.add(*compositions(given)[name]), jax.random.split(jax.random.key(0), n)
-  settings = corrected_sampling.Settings(num_steps=num_steps)
-  step_sizes = jax.jit(lambda k: corrected_sampling.tune(ebm, k, (2,), settings))(
-    jax.random.split(jax.random.key(1), 64)
-  )
-  corrected = jax.jit(lambda k, s: corrected_sampling.sample(ebm, k, (2,), settings, s)[0])(keys, step_sizes)
-  plain = jax.jit(lambda k: sampling.sample(ebm, k, (2,), sampling.Settings(plain_steps))[0])(keys)
-  return kl_to_exact(ebm, corrected), kl_to_exact(ebm, plain)
 
 
 class TermsTest(parameterized.TestCase):
@@ -157,7 +94,9 @@ class SumTest(parameterized.TestCase):
     settings = corrected_sampling.Settings(num_steps=60, num_tuning_steps=60)
     step_sizes = corrected_sampling.tune(ebm, jax.random.split(jax.random.key(1), 64), (2,), settings)
     keys = jax.random.split(jax.random.key(0), 8000)
-    x, acceptance = jax.jit(lambda e, k, s: corrected_sampling.sample(e, k, (2,), settings, s))(ebm, keys, step_sizes)
+    x, _, acceptance = jax.jit(lambda e, k, s: corrected_sampling.sample(e, k, (2,), settings, s))(
+      ebm, keys, step_sizes
+    )
     a0, s0 = given.a_cum[0], given.sigma_cum[0]
     precisions = [1 / (a0**2 * v + s0**2) for v in (0.2, 0.1)]
     mean = (precisions[0] * a0 * np.array([0.5, 0.0]) + precisions[1] * a0 * np.array([-0.2, 0.3])) / sum(precisions)
@@ -168,7 +107,7 @@ class SumTest(parameterized.TestCase):
   @testing.long
   @parameterized.parameters('ring and row', 'ring, not row', 'guidance 0.5', 'guidance 2')
   def test_corrected_chains_sample_compositions_exactly_and_plain_ones_do_not(self, name):
-    corrected, plain = kl_of_both(name)
+    corrected, plain = composition_figures.kl_of_both(name)
     self.assertLess(corrected, 0.035)  # of which 0.01 to 0.015 is the bias of counting
     self.assertGreater(plain, 1.5 * corrected)
 
@@ -182,6 +121,21 @@ class SumTest(parameterized.TestCase):
     ):
       with self.assertRaisesRegex(ValueError, f'models of different {message} cannot be added'):
         composition.add((given, 1.0), (gaussian((0.0, 0.0), 1.0, other), 1.0))
+
+  def test_either_is_the_mixture_of_the_densities(self):
+    given = levels()
+    a, b = gaussian((0.5, 0.0), 0.2, given), gaussian((-0.2, 0.3), 0.1, given)
+    weights = np.log([[0.3] * 6, np.linspace(0.2, 0.7, 6)])
+    ebm = composition.either((a, np.log(0.3)), (b, weights[1]))
+    y, t = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)), jnp.float32), jnp.arange(6)
+    densities = [np.exp(np.asarray(model.log_density(y, t), np.float64)) for model in (a, b)]
+    expected = np.log(0.3 * densities[0] + np.exp(weights[1]) * densities[1])
+    np.testing.assert_allclose(ebm.log_density(y, t), expected, rtol=1e-4, atol=1e-4)
+    one = composition.either((a, 0.0)).at(jnp.array([2]))  # a level for all, and one part
+    np.testing.assert_allclose(one.score(y), a.at(jnp.full(6, 2)).score(y), rtol=1e-4, atol=1e-5)
+    other = noise_levels.make_levels(7, 0.06, 'conditional', 'one')
+    with self.assertRaisesRegex(ValueError, r'numbers of levels \(6 and 7\)'):
+      composition.either((a, 0.0), (gaussian((0.0, 0.0), 1.0, other), 0.0))
 
   def test_windows_side_by_side_are_independent(self):
     given = levels()
@@ -200,14 +154,5 @@ class SumTest(parameterized.TestCase):
     self.assertEqual(sampling.sample(ebm, keys, (4, 8, 1), sampling.Settings(2))[0].shape, (3, 4, 8, 1))
 
 
-def figures():
-  """Prints what docs/composition.md says."""
-  for name in compositions(levels()):
-    print(name, *(f'{kl:.4f}' for kl in kl_of_both(name, n=200_000)))
-
-
 if __name__ == '__main__':
-  if sys.argv[1:] == ['figures']:
-    figures()
-  else:
-    absltest.main()
+  absltest.main()

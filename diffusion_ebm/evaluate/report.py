@@ -141,7 +141,7 @@ def _classes(record):
     rows.append(('the classifier whose features are used here', record['classifier_accuracy'], None))
   lines = (f'<tr><td>{name}</td><td>{a:.2%}</td><td>{_number(loss)}</td></tr>' for name, a, loss in rows)
   return (
-    f'<h2>Classes</h2>\n<table><thead><tr><th></th><th>accuracy</th><th>log loss (nats)</th></tr></thead><tbody>\n'
+    '<h2>Classes</h2>\n<table><thead><tr><th></th><th>accuracy</th><th>log loss (nats)</th></tr></thead><tbody>\n'
     + '\n'.join(lines)
     + f'\n</tbody></table>\n<p>Of {found["num_test"]:,} images of the test split, step {record["step"]}. Class '
     f'probabilities come from the energies of the classes, with a scale and biases that are fitted to '

@@ -5,14 +5,15 @@ import tempfile
 
 from absl.testing import absltest
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import diffusion_ebm
+from diffusion_ebm import composition, data, trained
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import data
 from diffusion_ebm import model as model_lib
 from diffusion_ebm.data import kept
-from diffusion_ebm.jobs import inpaint, sample, train
+from diffusion_ebm.jobs import sample, train
 from diffusion_ebm.run import files
 from diffusion_ebm.run.errors import UserError
 from tests import testing
@@ -76,23 +77,66 @@ class DrawTest(absltest.TestCase):
     x = np.asarray(model.sample(jax.random.key(1), 4))
     both = model.of_class(1) + 0.5 * model.of_class(2) - model
     expected = model.of_class(1).energy(x, 2) + 0.5 * model.of_class(2).energy(x, 2) - model.energy(x, 2)
-    np.testing.assert_allclose(both.energy(x, 2), expected, rtol=1e-4, atol=0.05)
+    volume = (1 - (1 + 0.5 - 1)) * 64 * np.log(model.ebm.levels.a_y[2])  # which a sum counts once
+    np.testing.assert_allclose(both.energy(x, 2), expected - volume, rtol=1e-4, atol=0.05)
     self.assertEqual(both.sample(jax.random.key(1), 2).shape, (2, 8, 8, 1))
 
-  def test_other_jobs_take_the_class(self):
-    for label in ('', '3'):
+  def test_all_jobs_load_the_class(self):
+    found = trained.load(classes_config('3', 0.5), self.workdir)
+    for model in (found.ebm, found.proposal):
+      np.testing.assert_array_equal(model.labels, [[4], [0]])
+      np.testing.assert_array_equal(model.coefficients, [1.5, -0.5])
+    for label in ('', 'all'):
+      found = trained.load(classes_config(label), self.workdir)
+      self.assertIsNone(found.ebm.labels)
+
+  def test_sums_on_the_command_line(self):
+    def load(*terms, label=''):
       config = classes_config(label)
-      config.inpaint.update({'num_images': 2, 'completions': 1, 'repeats': 1})
-      inpaint.run(config, self.workdir)
-    folder = os.path.join(self.workdir, 'inpaint')
-    npz = sorted(name for name in os.listdir(folder) if name.endswith('.npz'))
-    self.assertLen(npz, 2)
-    one, other = (files.read_npz(os.path.join(folder, name)) for name in npz)
-    self.assertTrue(any(not np.array_equal(one[key], other[key]) for key in one))
+      config.sampling.compose = terms
+      return trained.load(config, self.workdir)
+
+    x, t = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 1)), jnp.float32), jnp.array([0, 3, 5])
+    model = trained.load(classes_config(), self.workdir)
+
+    def f(label):
+      return np.asarray(composition.of_class(model.ebm, label).f(x, t))
+
+    found = load('3', ' 2*8', '-none', '-1*none', label='all')
+    np.testing.assert_allclose(found.ebm.f(x, t), f(4) + 2 * f(9) - 2 * f(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(  # the initialiser's means likewise, as the coefficients add up to 1
+      found.proposal.coefficients, [1, 2, -1, -1]
+    )
+    self.assertEqual(found.config.sampling.compose, ('1*3', '2*8', '-1*none', '-1*none'))
+    other = self.enterContext(tempfile.TemporaryDirectory())
+    config = testing.digits_config()
+    testing.save_first_state(config, other, 7)
+    whole = trained.load(config, other)
+    found = load('3', f'-.5*{other}', f'{self.workdir}@8')
+    expected = f(4) - 0.5 * np.asarray(whole.ebm.f(x, t)) + f(9)
+    np.testing.assert_allclose(found.ebm.f(x, t), expected, rtol=1e-4, atol=1e-4)
+    self.assertIsNone(found.proposal)
+    self.assertEqual(found.config.sampling.compose[1], f'-0.5*{other} at step 7')
+    config = classes_config()
+    config.sampling.compose = ('3', other)
+    drawn = sample.run(config, self.workdir)
+    self.assertEqual(drawn.shape, (12, 8, 8, 1))
+    for terms, message in (
+      (('11',), "sampling.compose names '11', not one of 0, 1, .*, 0 .. 9, 'none' or a workdir"),
+      (('runs/none',), 'sampling.compose names runs/none, which holds no run'),
+      (('',), "sampling.compose names '', not a class"),
+      ((f'{other}@3',), "sampling.compose names '3', not 'none' or a workdir"),
+    ):
+      with self.assertRaisesRegex(UserError, message):
+        load(*terms)
+    with self.assertRaisesRegex(UserError, 'sampling.compose does not go with sampling.label'):
+      load('3', label='4')
 
   def test_classes_that_there_are_not(self):
     for label in ('11', '-1', 'seven', 'ALL'):
-      with self.assertRaisesRegex(UserError, rf"sampling.label names '{label}', not one of 0, 1, .*, 0 .. 9, 'all' or ''"):
+      with self.assertRaisesRegex(
+        UserError, rf"sampling.label names '{label}', not one of 0, 1, .*, 0 .. 9, 'all' or ''"
+      ):
         self.draw(label)
     model = diffusion_ebm.load(self.workdir)
     for label, message in ((10, 'label is 10, but there are 10 classes'), ('x', "label is 'x'"), (-1, 'label is -1')):
