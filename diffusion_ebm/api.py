@@ -38,8 +38,6 @@ from diffusion_ebm.sampling import Settings
 
 _log = logging.getLogger(__name__)
 
-_NUM_TUNING, _TUNING = 64, 0x7E57  # chains that tune the step sizes of `corrected_sample`, and their stream
-
 
 class DiffusionEBM(struct.PyTreeNode):
   """A sequence of trained energy-based models, t = 0 (nearly clean) .. T-1 (nearly white noise).
@@ -392,9 +390,9 @@ class DiffusionEBM(struct.PyTreeNode):
 
   @functools.partial(jax.jit, static_argnums=(2, 3))
   def _corrected_sample(self, key, n, settings):
-    tuning_keys, keys = _keys(jax.random.fold_in(key, _TUNING), _NUM_TUNING), _keys(key, n)
+    tuning_keys = _keys(jax.random.fold_in(key, random_keys.TUNING), corrected_sampling.NUM_TUNING_CHAINS)
     step_sizes = corrected_sampling.tune(self.ebm, tuning_keys, self.shape, settings)
-    return self._clipped(corrected_sampling.sample(self.ebm, keys, self.shape, settings, step_sizes)[0])
+    return self._clipped(corrected_sampling.sample(self.ebm, _keys(key, n), self.shape, settings, step_sizes)[0])
 
   @functools.partial(jax.jit, static_argnums=(4, 5))
   def _inpaint(self, key, image, mask, n, num_repeats):

@@ -18,7 +18,6 @@ import numpy as np
 from scipy import optimize, special
 
 from diffusion_ebm import composition, langevin, marginal_density, random_keys
-from diffusion_ebm.run import parallel
 
 _NUM_DRAWS = 8  # of the noise, the same for all images
 
@@ -63,15 +62,6 @@ def log_prob(ebm, x, level, calibration: Calibration):
   scale, bias = (jnp.asarray(values, jnp.float32)[level] for values in calibration[1:])
   values = log_densities(ebm, x, level[None], len(bias))[:, 0]
   return jax.nn.log_softmax(scale * (values - jnp.max(values, axis=1, keepdims=True)) + bias)
-
-
-def make_log_densities(num_classes: int, levels: tuple[int, ...], batch_size: int):
-  """`log_densities` on all devices: `(ebm, x, progress=None)` of data (N, ...) to (N, L, C), a batch at a time."""
-
-  def of_examples(ebm, x):
-    return log_densities(ebm, x, jnp.asarray(levels), num_classes)
-
-  return parallel.map_examples(of_examples, batch_size)
 
 
 def fit(values: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:

@@ -1,7 +1,7 @@
 """The figures of docs/composition.md: what plain and corrected chains make of sums of energies.
 
 python -m tests.composition_figures plane [--eight_gaussians=DIR --two_moons=DIR] [--n=200000] [--picture=FILE]
-python -m tests.composition_figures digits --classes=DIR --other=DIR --digits=DIR --thick=DIR [--n=1000] [--picture=FILE]
+python -m tests.composition_figures digits --classes=DIR --other=DIR --digits=DIR --thick=DIR [--n=1000] [--picture=F]
 
 `--classes` and `--other` are workdirs of configs/digits_classes.py with two seeds, evaluated; `--digits` of
 configs/digits.py; `--thick` of configs/digits.py on the third of the training scans with the most ink:
@@ -242,7 +242,7 @@ def digits(flag):
 
   grids = []
   for name, (model, judge) in digit_tasks(flag).items():
-    # A sum's chains start at the noisier sample: they are as long, and as noisy, as those of training without a proposal.
+    # The chains of a sum have no proposal, and need more steps.
     plain_model = model.replace(sampling=model.sampling._replace(num_steps=30)) if model.proposal is None else model
     plain = plain_model.sample(jax.random.key(0), flag.n)
     settings = corrected_sampling.Settings(num_steps=flag.steps)

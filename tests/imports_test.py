@@ -23,6 +23,7 @@ METHOD = {
   'interpolation',
   'composition',
   'corrected_sampling',
+  'class_probabilities',
   'terms',
   'marginal_density',
   'preprocessing',

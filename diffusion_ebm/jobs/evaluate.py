@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn import neighbors
 
+from diffusion_ebm import class_accuracy, generate, level_pictures, scoring, trained
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import generate, level_pictures, scoring, trained
 from diffusion_ebm import model as model_lib
-from diffusion_ebm.evaluate import class_accuracy, feature_statistics, reference, report, results, scores
+from diffusion_ebm.evaluate import feature_statistics, reference, report, results, scores
 from diffusion_ebm.run import checkpoints, files, interrupts, pictures, writers
 from diffusion_ebm.run import workdir as workdir_lib
 from diffusion_ebm.run.errors import InterruptedRun, UserError

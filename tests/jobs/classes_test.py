@@ -1,18 +1,21 @@
 """Models that are told classes: training, drawing a class, and what is refused."""
 
 import os
+import shutil
 import tempfile
 
 from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 import diffusion_ebm
-from diffusion_ebm import composition, data, trained
+from diffusion_ebm import class_probabilities, composition, corrected_sampling, data, random_keys, trained
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 from diffusion_ebm.data import kept
+from diffusion_ebm.evaluate import results
 from diffusion_ebm.jobs import sample, train
 from diffusion_ebm.run import files
 from diffusion_ebm.run.errors import UserError
@@ -131,6 +134,84 @@ class DrawTest(absltest.TestCase):
         load(*terms)
     with self.assertRaisesRegex(UserError, 'sampling.compose does not go with sampling.label'):
       load('3', label='4')
+
+  def test_class_probabilities_need_a_calibration(self):
+    model, x = diffusion_ebm.load(self.workdir), np.zeros((2, 8, 8, 1), np.uint8)
+    with self.assertRaisesRegex(UserError, 'not calibrated: run python main.py --mode=eval'):
+      model.class_log_prob(x)
+    workdir = os.path.join(self.enterContext(tempfile.TemporaryDirectory()), 'run')
+    shutil.copytree(self.workdir, workdir)
+    os.mkdir(os.path.join(workdir, 'eval'))
+    bias = np.linspace(-1, 1, 10).tolist()
+    for step, scale in ((4, 0.9), (4, 0.5), (8, 0.7)):
+      levels = [{'level': t, 'scale': scale, 'bias': bias} for t in (0, 3)]
+      record = {'step': step, 'classes': {'level': 3, 'levels': levels}}
+      results.append(os.path.join(workdir, 'eval', 'results.jsonl'), record)
+    model = diffusion_ebm.load(workdir)
+    self.assertEqual((model.calibration.level, model.calibration.scale[0]), (3, 0.5))
+    found = model.class_log_prob(x)
+    self.assertEqual(found.shape, (2, 10))
+    np.testing.assert_array_equal(found, model.class_log_prob(x, 3))
+    unit = jnp.asarray(x, jnp.float32) / 127.5 - 1
+    values = np.asarray(class_probabilities.log_densities(model.ebm, unit, jnp.array([0]), 10))[:, 0]
+    expected = special.log_softmax(0.5 * values + bias, axis=1)
+    np.testing.assert_allclose(model.class_log_prob(x, 0), expected, rtol=1e-3, atol=1e-2)
+    with self.assertRaisesRegex(UserError, r'not calibrated at level 1: those that are, are \[0, 3\]'):
+      model.class_log_prob(x, 1)
+    weights = model.any_of(2, '7').ebm.log_weights
+    np.testing.assert_allclose(
+      weights, [[bias[i] / 0.5 if t in (0, 3) else 0 for t in range(6)] for i in (2, 7)], rtol=1e-5
+    )
+
+  def test_any_of_several_classes(self):
+    model = diffusion_ebm.load(self.workdir)
+    x = np.asarray(model.sample(jax.random.key(1), 3))
+    each = [-np.asarray(model.of_class(label).energy(x, 1)) for label in (2, 7)]
+    np.testing.assert_allclose(-model.any_of(2, '7').energy(x, 1), np.logaddexp(*each), rtol=1e-4, atol=1e-2)
+    with self.assertRaisesRegex(UserError, 'any_of is given no class'):
+      model.any_of()
+
+  def test_images_side_by_side(self):
+    model = diffusion_ebm.load(self.workdir)
+    wide = diffusion_ebm.side_by_side(model.of_class(4), model.of_class(2), model)
+    self.assertEqual(wide.shape, (8, 24, 1))
+    x = np.random.default_rng(0).uniform(-1, 1, (3, 8, 24, 1)).astype(np.float32)
+    parts = (model.of_class(4), model.of_class(2), model)
+    expected = sum(m.energy(x[:, :, 8 * i : 8 * i + 8], 3) for i, m in enumerate(parts))
+    np.testing.assert_allclose(wide.energy(x, 3), expected, rtol=1e-4, atol=1e-2)
+    self.assertEqual(wide.sample(jax.random.key(0), 2).shape, (2, 8, 24, 1))
+    with self.assertRaisesRegex(UserError, r'shapes \(8, 8, 1\) and \(4, 8, 1\) do not fit side by side'):
+      diffusion_ebm.side_by_side(model, model.replace(shape=(4, 8, 1)))
+
+  def test_corrected_samples_do_not_depend_on_the_batch_and_are_those_of_the_api(self):
+    drawn = []
+    for batch_size in (12, 5):
+      config = classes_config('all', 0.5)
+      config.sampling.update({'corrected': 'mala', 'corrected_steps': 3, 'batch_size': batch_size})
+      drawn.append(sample.run(config, self.workdir))
+    testing.assert_same_images(*drawn)
+    self.assertGreater(np.max(np.abs(drawn[0].astype(int) - self.all)), 2)
+    settings = corrected_sampling.Settings('mala', 3)
+    config = classes_config('3')
+    config.sampling.update({'corrected': 'mala', 'corrected_steps': 3, 'num_samples': 4})
+    model = diffusion_ebm.load(self.workdir).of_class(3)
+    found = model.corrected_sample(random_keys.stream_key(0), 4, settings)
+    drawn = sample.run(config, self.workdir)
+    self.assertEqual(drawn.shape, found.shape)
+
+  def test_log_z_is_of_what_was_asked_for(self):
+    workdir = os.path.join(self.enterContext(tempfile.TemporaryDirectory()), 'run')
+    shutil.copytree(self.workdir, workdir)
+    os.mkdir(os.path.join(workdir, 'density'))
+    for number, of in enumerate(({}, {'label': '3'}, {'compose': ['1*3', '1*8']})):
+      record = {'step': 4, 'log_z': [{'level': 0, 'log_z': float(number)}]} | ({'of': of} if of else {})
+      files.write_json(os.path.join(workdir, 'density', f'results_{number}.json'), record)
+    for expected, changes in enumerate(({}, {'label': '3'}, {'compose': ('3', '8')})):
+      config = classes_config()
+      config.sampling.update(changes)
+      self.assertEqual(diffusion_ebm.load(workdir, config=config).log_z[0], expected)
+    config.sampling.update({'compose': (), 'label': '4'})
+    self.assertIsNone(diffusion_ebm.load(workdir, config=config).log_z)
 
   def test_classes_that_there_are_not(self):
     for label in ('11', '-1', 'seven', 'ALL'):

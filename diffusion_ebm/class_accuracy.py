@@ -3,9 +3,11 @@
 import contextlib
 import logging
 
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_ebm import class_probabilities, preprocessing, sampling
+from diffusion_ebm.run import parallel
 from diffusion_ebm.run.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -29,7 +31,11 @@ def measure(ebm, train, test, num_classes: int, batch_size: int) -> dict:
     `logistic_regression`: the accuracy of one on the pixels.
   """
   levels = sampling.shown_levels(ebm.levels.num_models)[:-1]
-  log_densities = class_probabilities.make_log_densities(num_classes, levels, batch_size)
+
+  def of_examples(ebm, x):
+    return class_probabilities.log_densities(ebm, x, jnp.asarray(levels), num_classes)
+
+  log_densities = parallel.map_examples(of_examples, batch_size)
   (x, labels), (x_test, labels_test) = (_some(source) for source in (train, test))
   with contextlib.closing(Progress('class probabilities', len(x) + len(x_test), unit='image')) as progress:
     values, values_test = (log_densities(ebm, each, progress=progress) for each in (x, x_test))
