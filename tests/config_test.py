@@ -1,3 +1,4 @@
+import contextlib
 import glob
 import importlib
 import os
@@ -71,6 +72,9 @@ class ConfigsTest(parameterized.TestCase):
           'toy2d_t1k',
           'cifar10_cdrl',
           'imagenet32_cdrl',
+          'imagenet32_cdrl_classes',
+          'cifar10_cdrl_classes',
+          'digits_classes',
           'digits_cdrl',
           'digits_drl',
           'toy2d_cdrl',
@@ -121,9 +125,32 @@ class ConfigsTest(parameterized.TestCase):
     self.take_one_step(name)
 
   @testing.long
-  @parameterized.parameters(*(name for name in NAMES if name not in ('digits', 'toy2d_t1k')))
-  def test_each_network_takes_one_step_on_its_data(self, name):
+  @parameterized.parameters(
+    'celebahq256', 'cifar10', 'cifar10_t1k', 'digits_classes', 'digits_cdrl', 'digits_density', 'toy2d_cdrl'
+  )
+  def test_each_kind_of_network_takes_one_step_on_its_data(self, name):
     self.take_one_step(name)
+
+  @testing.long
+  @parameterized.parameters(*NAMES)
+  def test_its_data_have_the_networks_shape_and_classes(self, name):
+    config = config_lib.resolve(get(name))
+    batch, label = self.read(name, config)
+    size = config.data.image_size
+    shape = (2,) if config.data.name == 'toy2d' else (size, size, config.data.num_channels)
+    self.assertEqual(batch.shape[1:], shape)
+    if config.model.num_classes:
+      self.assertTrue(np.all((label >= 0) & (label < config.model.num_classes)))
+
+  def read(self, name, config):
+    """Two examples of a configuration's data, and their classes, None where there are none."""
+    if config.data.name == 'images':
+      size = config.data.image_size
+      return np.random.default_rng(0).integers(0, 256, (2, size, size, 3)).astype(np.uint8), None
+    config.data.train_split = config.data.train_split.partition('[')[0]
+    with tfds.testing.mock_data(num_examples=2) if name in TFDS else contextlib.nullcontext():
+      source = data.load_source(config.data, 'train')
+      return source.read(np.arange(2)), None if source.labels is None else source.labels[:2]
 
   def take_one_step(self, name):
     config = config_lib.resolve(get(name))
@@ -131,23 +158,16 @@ class ConfigsTest(parameterized.TestCase):
     config.proposal.update({'ch': 4, 'num_res_blocks': 1, 'warmup_steps': 0})
     config.sampling.num_steps = 1
     config.train.warmup_steps = 0
-    if config.data.name == 'images':
-      size = config.data.image_size
-      batch = np.random.default_rng(0).integers(0, 256, (2, size, size, 3)).astype(np.uint8)
-    elif name in TFDS:
-      config.data.train_split = config.data.train_split.partition('[')[0]
-      with tfds.testing.mock_data(num_examples=2):
-        batch = data.load_source(config.data, 'train').read(np.arange(2))
-    else:
-      batch = data.load_source(config.data, 'train').read(np.arange(2))
+    batch, label = self.read(name, config)
     model = model_lib.build(config)
     self.assertEqual(batch.shape[1:], model.shape)
+    label = 1 + label if config.model.num_classes else None
     settings = train_step.StepSettings(0, 1, 0.5, config.data.random_flip)
     state, metrics = jax.jit(
-      lambda state, batch: train_step.train_step(
-        state, batch, jnp.arange(2), trainable=model.trainable, settings=settings
+      lambda state, batch, label: train_step.train_step(
+        state, batch, jnp.arange(2), label, trainable=model.trainable, settings=settings
       )
-    )(model.state, batch)
+    )(model.state, batch, label)
     self.assertTrue(np.isfinite(metrics['loss']))
     moved = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), state.params, model.state.params)
     self.assertGreater(max(jax.tree.leaves(moved)), 0)

@@ -9,11 +9,11 @@ import tempfile
 
 from absl.testing import absltest
 
-from configs import digits
+from configs import digits, digits_classes
 from tests import docs_examples, testing
 
 # With the least number of values that are said.
-_PAGES = {'docs/api.md': 15, 'docs/tuning.md': 1, 'README.md': 0}
+_PAGES = {'docs/api.md': 20, 'docs/tuning.md': 1, 'README.md': 0}
 
 
 @testing.long
@@ -24,13 +24,16 @@ class DocsTest(absltest.TestCase):
     super().setUp()
     self.folder = os.path.realpath(self.enterContext(tempfile.TemporaryDirectory()))
     shutil.copytree(os.path.join(testing.ROOT, 'diffusion_ebm'), os.path.join(self.folder, 'site', 'diffusion_ebm'))
-    workdir = os.path.join(self.folder, 'runs', 'digits')
-    config = digits.get_config()
-    config.model.update({'ch': 8, 'ch_mult': (1,)})
-    config.sampling.update({'num_steps': 2, 'generation_steps': 2})
-    os.makedirs(os.path.join(workdir, 'density'))
-    testing.save_first_state(config, workdir)
-    with open(os.path.join(workdir, 'density', 'results.json'), 'w', encoding='utf-8') as file:
+    for configuration in (digits, digits_classes):
+      config = configuration.get_config()
+      config.model.update({'ch': 8, 'ch_mult': (1,)})
+      config.sampling.update({'num_steps': 2, 'generation_steps': 2})
+      workdir = os.path.join(self.folder, 'runs', configuration.__name__.rpartition('.')[2])
+      os.makedirs(workdir)
+      testing.save_first_state(config, workdir)
+    density = os.path.join(self.folder, 'runs', 'digits', 'density')
+    os.mkdir(density)
+    with open(os.path.join(density, 'results.json'), 'w', encoding='utf-8') as file:
       json.dump({'step': 0, 'log_z': [{'level': 0, 'log_z': 1.0}]}, file)
 
   def run_python(self, *args):

@@ -29,13 +29,13 @@ class QuickstartTest(absltest.TestCase):
     )
     with mock.patch.dict(os.environ, {'QUICKSTART_SHORT': '1', 'QUICKSTART_DIR': workdir, 'JAX_PLATFORMS': 'cpu'}):
       client.execute()  # raises with the cell's own error
-    self.assertCountEqual(os.listdir(workdir), ['toy2d', 'digits'])
-    self.assertEqual(self.pictures(), 8)
+    self.assertCountEqual(os.listdir(workdir), ['toy2d', 'digits', 'digits_classes'])
+    self.assertEqual(self.pictures(), 11)
 
   def test_it_is_committed_with_its_outputs(self):
     self.assertLess(os.path.getsize(_PATH), 1.5e6)
     self.assertEqual([cell.execution_count for cell in self.code], list(range(1, len(self.code) + 1)))
-    self.assertEqual(self.pictures(), 8)
+    self.assertEqual(self.pictures(), 11)
     self.assertFalse([out for cell in self.code for out in cell.outputs if out.output_type == 'error'])
 
   def pictures(self):

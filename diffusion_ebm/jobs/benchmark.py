@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 import numpy as np
 
+from diffusion_ebm import composition, data, generate, langevin, networks, random_keys, recovery, trained
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import data, generate, langevin, networks, random_keys, recovery, trained
 from diffusion_ebm import model as model_lib
 from diffusion_ebm.jobs import train
 from diffusion_ebm.networks import flops
@@ -49,7 +49,8 @@ def benchmark(config, seconds: float = 10.0) -> dict:
   Returns:
     Name to figure. Times are medians in seconds, beside their interquartile range; rates are operations (as `flops`
     counts them) or images a second over all devices. `gradient_s` is one gradient of f outside of a chain,
-    `langevin_step_s` one step of a chain of K. The rate of the input is None where the data are not at hand.
+    `langevin_step_s` one step of a chain of K. With classes, `guidance_factor` is the time of a gradient with guidance
+    over that of one of twice as many examples. The rate of the input is None where the data are not at hand.
 
   Raises:
     UserError: something is wrong with the configuration.
@@ -72,6 +73,8 @@ def benchmark(config, seconds: float = 10.0) -> dict:
   trained_a_little = _measure_training(config, model, seconds, result)
   ebm, proposal = trained.averaged(model, trained_a_little)
   _measure_chain(config, ebm, model.shape, seconds, result)
+  if config.model.num_classes:
+    _measure_guidance(config, ebm, model.shape, seconds, result)
 
   sampler = generate.make_sampler(config, model.shape, size)
   (times,) = _measure(seconds, lambda: sampler(ebm, proposal, 0, 0, size), least=1)
@@ -128,6 +131,27 @@ def _measure_chain(config, ebm, shape, seconds, result):
   programs = [parallel.on_devices(function, replicated=(0,), out_axes=0) for function in (chain, gradient)]
   times, gradient_times = _measure(seconds, *(lambda program=program: program(ebm, y, t) for program in programs))
   result |= _summary('langevin_step_s', [t / steps for t in times]) | _summary('gradient_s', gradient_times)
+
+
+def _measure_guidance(config, ebm, shape, seconds, result):
+  """Adds the time of a gradient with guidance, over that of as many evaluations without."""
+  size, per_device = config.train.batch_size, config.train.batch_size // parallel.num_devices()
+  t = np.arange(2 * size, dtype=np.int32) % ebm.levels.num_models
+  y = np.random.default_rng(0).normal(size=(2 * size, *shape)).astype(np.float32)
+
+  def guided(ebm, y, t):
+    return composition.guided(ebm, jnp.ones(per_device, int), 0.5).score(y, t)
+
+  def plain(ebm, y, t):
+    return composition.of_class(ebm, jnp.ones(2 * per_device, int)).score(y, t)
+
+  programs = [parallel.on_devices(function, replicated=(0,), out_axes=0) for function in (guided, plain)]
+  batches = [jax.tree.map(parallel.split, batch) for batch in ((y[:size], t[:size]), (y, t))]
+  calls = [
+    lambda program=program, batch=batch: program(ebm, *batch) for program, batch in zip(programs, batches, strict=True)
+  ]
+  times, plain_times = _measure(seconds, *calls)
+  result['guidance_factor'] = float(np.median(times) / np.median(plain_times))
 
 
 def _random_batch(shape, size):
@@ -204,6 +228,8 @@ def _table(result) -> str:
     row('one gradient alone', result['gradient_s'], 's', result['gradient_spread_s']),
     row('sampler', result['sampler_images_per_s'], 'images/s'),
   ]
+  if 'guidance_factor' in result:
+    lines.append(row('guidance', result['guidance_factor'], 'of two gradients as one batch'))
   if result['input_images_per_s'] is not None:
     lines.append(row('input', result['input_images_per_s'], 'images/s'))
   return '\n'.join(

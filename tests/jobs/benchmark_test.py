@@ -89,7 +89,7 @@ class BenchmarkTest(absltest.TestCase):
         sys.executable,
         '-m',
         'diffusion_ebm.jobs.benchmark',
-        '--config=configs/digits.py',
+        '--config=configs/digits_classes.py',
         '--batch=4',
         '--width=8',
         '--blocks=1',
@@ -110,6 +110,7 @@ class BenchmarkTest(absltest.TestCase):
     self.assertEqual(
       [result[key] for key in ('batch', 'width', 'blocks', 'K', 'dtype', 'num_devices')], [4, 8, 1, 1, 'bfloat16', 2]
     )
+    self.assertGreater(result['guidance_factor'], 0)
 
   def test_bad_options_are_one_line(self):
     done = subprocess.run(
