@@ -31,7 +31,7 @@ from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.networks import spectral_norm
-from diffusion_ebm.proposal import Proposal
+from diffusion_ebm.proposal import NormalProposal
 from diffusion_ebm.run import compilation, paths
 from diffusion_ebm.run.errors import UserError
 from diffusion_ebm.sampling import Settings
@@ -66,7 +66,7 @@ class DiffusionEBM(struct.PyTreeNode):
   log_z: Any
   shape: tuple[int, ...] = struct.field(pytree_node=False)
   sampling: Settings = struct.field(pytree_node=False)
-  proposal: Proposal | None = None
+  proposal: NormalProposal | None = None
   classes: tuple[str, ...] = struct.field(pytree_node=False, default=())
   calibration: class_probabilities.Calibration | None = None
 
@@ -267,7 +267,7 @@ class DiffusionEBM(struct.PyTreeNode):
     return DiffusionEBM(ebm, None, self.shape, self.sampling)
 
   def __add__(self, other: 'DiffusionEBM') -> 'DiffusionEBM':
-    """The product of both densities: their energies add. Its chains have no proposal."""
+    """The product of both densities: their energies add."""
     return combine((self, 1.0), (other, 1.0))
 
   def __sub__(self, other: 'DiffusionEBM') -> 'DiffusionEBM':
@@ -442,7 +442,8 @@ def combine(*terms: tuple[DiffusionEBM, float]) -> DiffusionEBM:
     ebm = composition.add(*((model.ebm, coefficient) for model, coefficient in terms))
   except ValueError as error:
     raise UserError(str(error)) from error
-  return DiffusionEBM(ebm, None, first.shape, first.sampling)
+  proposal = composition.add_proposals(*((model.proposal, coefficient) for model, coefficient in terms))
+  return DiffusionEBM(ebm, None, first.shape, first.sampling, proposal)
 
 
 def side_by_side(*models: DiffusionEBM) -> DiffusionEBM:
@@ -456,18 +457,21 @@ def side_by_side(*models: DiffusionEBM) -> DiffusionEBM:
   Raises:
     UserError: they do not fit.
   """
-  first, left, terms = models[0], 0, []
+  first, left, terms, columns = models[0], 0, [], []
   for model in models:
     if len(model.shape) == 1 or model.shape[::2] != first.shape[::2]:
       raise UserError(f'models of shapes {first.shape} and {model.shape} do not fit side by side')
     right = left + model.shape[1]
     terms.append((composition.Window(model.ebm, (0, model.shape[0]), (left, right)), 1.0))
     left = right
+    columns.append(right)
   try:
     ebm = composition.add(*terms)
   except ValueError as error:
     raise UserError(str(error)) from error
-  return DiffusionEBM(ebm, None, (first.shape[0], left, first.shape[2]), first.sampling)
+  proposals = tuple(model.proposal for model in models)
+  proposal = None if None in proposals else composition.SideBySide(proposals, tuple(columns[:-1]))
+  return DiffusionEBM(ebm, None, (first.shape[0], left, first.shape[2]), first.sampling, proposal)
 
 
 def load(workdir: str, step: int | None = None, config=None) -> DiffusionEBM:

@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion_ebm.ebm import AllLevels, Ebm, LevelEbm
 from diffusion_ebm.noise_levels import Levels
-from diffusion_ebm.proposal import Proposal
+from diffusion_ebm.proposal import NormalProposal, Proposal
 
 Model = TypeVar('Model', Ebm, Proposal)
 
@@ -104,6 +104,46 @@ def add(*terms) -> Sum:
   return Sum(tuple(model for model, _ in terms), jnp.asarray([c for _, c in terms], jnp.float32))
 
 
+class MeanProposal(NormalProposal, struct.PyTreeNode):
+  """Where chains on a sum may start, made by `add_proposals`: at the weighted mean of the parts' means.
+
+  Attributes:
+    parts: the proposals, M.
+    coefficients: of the parts in the sum, float32 (M,); the weights are these over their own sum.
+  """
+
+  parts: tuple
+  coefficients: Any
+
+  @property
+  def levels(self) -> Levels:
+    return self.parts[0].levels
+
+  def mean(self, x_next, t):
+    """As of `Proposal`."""
+    weights = self.coefficients / jnp.sum(self.coefficients)
+    return sum(weight * part.mean(x_next, t) for weight, part in zip(weights, self.parts, strict=True))
+
+
+def add_proposals(*terms) -> MeanProposal | None:
+  """The proposal of a sum.
+
+  Args:
+    *terms: `(proposal, coefficient)` of each term of the sum; None for a part without one.
+
+  Returns:
+    Its mean is that of the means, with the coefficients as weights; None where a part has none, or the coefficients add
+    up to 0 or less.
+  """
+  parts, coefficients = [], []
+  for proposal, coefficient in terms:
+    of_sum = isinstance(proposal, MeanProposal)  # whose terms are terms of this sum
+    parts += proposal.parts if of_sum else [proposal]
+    coefficients += list(coefficient * proposal.coefficients) if of_sum else [coefficient]
+  coefficients = np.asarray(coefficients, np.float32)
+  return None if None in parts or coefficients.sum() <= 0 else MeanProposal(tuple(parts), jnp.asarray(coefficients))
+
+
 class Mixture(AllLevels, struct.PyTreeNode):
   """What is of any of several models with the same levels, made by `either`: `log sum_m exp(log w_m + log p_m(y))`.
 
@@ -188,3 +228,24 @@ class Window(AllLevels, struct.PyTreeNode):
     """As of `Ebm`."""
     inner = self.ebm.at(t)
     return dataclasses.replace(inner, f=lambda y: inner.f(y[:, slice(*self.rows), slice(*self.columns)]))
+
+
+class SideBySide(NormalProposal, struct.PyTreeNode):
+  """The proposal of a wide image whose parts, from left to right, have one each.
+
+  Attributes:
+    parts: the proposals.
+    columns: where each part begins, but for the first.
+  """
+
+  parts: tuple
+  columns: tuple[int, ...] = struct.field(pytree_node=False)
+
+  @property
+  def levels(self) -> Levels:
+    return self.parts[0].levels
+
+  def mean(self, x_next, t):
+    """As of `Proposal`."""
+    pieces = jnp.split(x_next, self.columns, axis=2)
+    return jnp.concatenate([part.mean(piece, t) for part, piece in zip(self.parts, pieces, strict=True)], axis=2)

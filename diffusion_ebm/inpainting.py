@@ -22,7 +22,7 @@ import numpy as np
 
 from diffusion_ebm import langevin, noise_levels, random_keys, recovery, sampling
 from diffusion_ebm.ebm import Ebm, LevelEbm
-from diffusion_ebm.proposal import Proposal
+from diffusion_ebm.proposal import NormalProposal
 from diffusion_ebm.sampling import Settings
 
 MASKS = ('left', 'right', 'top', 'bottom', 'centre', 'random')
@@ -72,7 +72,9 @@ def restrict(model: LevelEbm, known, mask) -> LevelEbm:
   return dataclasses.replace(model, f=lambda y: model.f(jnp.where(mask, y, y_known)))
 
 
-def inpaint(ebm: Ebm, keys, image, mask, settings: Settings, num_repeats: int = 1, proposal: Proposal | None = None):
+def inpaint(
+  ebm: Ebm, keys, image, mask, settings: Settings, num_repeats: int = 1, proposal: NormalProposal | None = None
+):
   """Draws the hidden pixels of images given the others.
 
   Args:

@@ -15,7 +15,7 @@ import numpy as np
 
 from diffusion_ebm import sampling
 from diffusion_ebm.ebm import Ebm
-from diffusion_ebm.proposal import Proposal
+from diffusion_ebm.proposal import NormalProposal
 
 
 def mix(a, b, fraction):
@@ -32,7 +32,7 @@ def mix(a, b, fraction):
 
 
 def interpolate(
-  ebm: Ebm, keys_a, keys_b, fraction, shape, settings: sampling.Settings, proposal: Proposal | None = None
+  ebm: Ebm, keys_a, keys_b, fraction, shape, settings: sampling.Settings, proposal: NormalProposal | None = None
 ):
   """One image for each pair of keys and fraction of the way between their samples.
 

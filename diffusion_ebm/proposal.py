@@ -16,10 +16,19 @@ from diffusion_ebm import terms
 from diffusion_ebm.noise_levels import Levels, at
 
 
-class Proposal(struct.PyTreeNode):
-  """A normal density of `y_t` at each level; a tree whose leaves are the weights.
+class NormalProposal:
+  """What a proposal does with its `levels` and `mean(x_next, t)`: a normal density of `y_t` given `x_{t+1}`.
 
   Its variance is that of `y_t` given `x_{t+1}` and the data.
+  """
+
+  def sample(self, x_next, t, noise):
+    """`y_t`, like `x_next`, at levels int (B,), from standard normal `noise`, like `x_next`."""
+    return self.mean(x_next, t) + at(self.levels.posterior_sigma, t, noise) * noise
+
+
+class Proposal(NormalProposal, struct.PyTreeNode):
+  """A normal density of `y_t` at each level, whose mean is a network's; a tree whose leaves are the weights.
 
   Attributes:
     weights: the network's parameters.
@@ -46,10 +55,6 @@ class Proposal(struct.PyTreeNode):
       return self.network.apply({'params': self.weights}, x, of_terms, keys, label)
 
     return terms.weighted_sum(of_all_terms, x_next, self.coefficients)
-
-  def sample(self, x_next, t, noise):
-    """`y_t`, like `x_next`, from standard normal `noise`, like `x_next`."""
-    return self.mean(x_next, t) + at(self.levels.posterior_sigma, t, noise) * noise
 
 
 def teaching_loss(proposal: Proposal, x_next, y, t, noise):

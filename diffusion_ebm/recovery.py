@@ -10,10 +10,10 @@ import numpy as np
 from diffusion_ebm import langevin, noise_levels
 from diffusion_ebm.ebm import Ebm, LevelEbm, scale
 from diffusion_ebm.noise_levels import Levels, at
-from diffusion_ebm.proposal import Proposal
+from diffusion_ebm.proposal import NormalProposal
 
 
-def sample_conditional(model: LevelEbm, x_next, noise_fn, num_steps: int, proposal: Proposal | None = None):
+def sample_conditional(model: LevelEbm, x_next, noise_fn, num_steps: int, proposal: NormalProposal | None = None):
   """Langevin chains on `p(y_t | x_{t+1})` that start at the proposal or, without one, at `x_{t+1}`.
 
   Args:

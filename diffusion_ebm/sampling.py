@@ -12,7 +12,7 @@ import numpy as np
 from diffusion_ebm import langevin, marginal_density, noise_levels, random_keys, recovery
 from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.noise_levels import NoiseLevels
-from diffusion_ebm.proposal import Proposal
+from diffusion_ebm.proposal import NormalProposal
 
 
 class Settings(NamedTuple):
@@ -39,7 +39,9 @@ def shown_levels(num_models: int) -> tuple[int, ...]:
   return tuple(sorted({int(t) for t in np.linspace(0, num_models, min(num_models, 10) + 1)}))
 
 
-def sample(ebm: Ebm, keys, shape, settings: Settings, keep: tuple[int, ...] = (), proposal: Proposal | None = None):
+def sample(
+  ebm: Ebm, keys, shape, settings: Settings, keep: tuple[int, ...] = (), proposal: NormalProposal | None = None
+):
   """Draws one sample for each key.
 
   Args:
@@ -83,7 +85,9 @@ def trajectory_noise(levels: NoiseLevels, keys, shape, settings: Settings):
   return langevin.normal_noise(keys, shape)(levels.num_models), noise
 
 
-def descend(ebm: Ebm, white, noise, settings: Settings, keep: tuple[int, ...] = (), proposal: Proposal | None = None):
+def descend(
+  ebm: Ebm, white, noise, settings: Settings, keep: tuple[int, ...] = (), proposal: NormalProposal | None = None
+):
   """From white noise down the levels: a deterministic map of the noise of the whole trajectory.
 
   Args:

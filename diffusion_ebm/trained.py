@@ -19,7 +19,7 @@ from diffusion_ebm.data import kept
 from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.evaluate import results
 from diffusion_ebm.networks import spectral_norm
-from diffusion_ebm.proposal import Proposal
+from diffusion_ebm.proposal import NormalProposal, Proposal
 from diffusion_ebm.run import checkpoints, files, parallel, paths
 from diffusion_ebm.run.errors import UserError
 from diffusion_ebm.run.progress import doing
@@ -43,7 +43,7 @@ class Trained(NamedTuple):
 
   config: ml_collections.ConfigDict
   ebm: Ebm
-  proposal: Proposal | None
+  proposal: NormalProposal | None
   shape: tuple[int, ...]
   step: int
 
@@ -73,7 +73,7 @@ def load(config, workdir: str, step: int | None = None) -> Trained:
 
 def _composed(own: Trained, workdir: str) -> Trained:
   """The sum of `sampling.compose`, whose terms get absolute paths and the steps of other runs' checkpoints."""
-  parts, labels, names = [], [], []
+  parts, proposals, labels, names = [], [], [], []
   for coefficient, what in generate.terms(own.config):
     folder, label = _other_model(what)
     model, of, name = own, workdir, what
@@ -85,17 +85,21 @@ def _composed(own: Trained, workdir: str) -> Trained:
     number = 0  # of the empty class
     if label not in ('', 'none'):
       number = 1 + generate.class_number(model.config, label, classes(of), 'compose', "'none' or a workdir")
-    parts.append((composition.of_class(model.ebm, number) if number else model.ebm, coefficient))
+    ebm, proposal = (
+      each and composition.of_class(each, number) if number else each for each in (model.ebm, model.proposal)
+    )
+    parts.append((ebm, coefficient))
+    proposals.append((proposal, coefficient))
     labels.append((None if folder else number, coefficient))
     names.append(f'{coefficient:g}*{name}')
   config = own.config.copy_and_resolve_references()
   config.sampling.update({'compose': tuple(names), 'label': ''})
   if all(label is not None for label, _ in labels):  # one network, whose terms are evaluated as one batch
-    whole = own.proposal and abs(sum(coefficient for _, coefficient in labels) - 1) < 1e-6
-    proposal = composition.weighted(own.proposal, *labels) if whole else None
-    return own._replace(config=config, ebm=composition.weighted(own.ebm, *labels), proposal=proposal)
+    ebm = composition.weighted(own.ebm, *labels)
+    return own._replace(config=config, ebm=ebm, proposal=composition.add_proposals(*proposals))
   try:
-    return own._replace(config=config, ebm=composition.add(*parts), proposal=None)
+    ebm = composition.add(*parts)
+    return own._replace(config=config, ebm=ebm, proposal=composition.add_proposals(*proposals))
   except ValueError as error:
     raise UserError(f'{error} (sampling.compose)') from error
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffusion_ebm
-from diffusion_ebm import composition, corrected_sampling, marginal_density, noise_levels, sampling
+from diffusion_ebm import composition, corrected_sampling, marginal_density, noise_levels, preprocessing, sampling
 from tests import testing
 
 # Exact energies in the plane.
@@ -238,26 +238,28 @@ def digit_tasks(flag):
 
 def digits(flag):
   """Prints success rates of plain and corrected chains, and draws samples."""
-  from diffusion_ebm.run import files, pictures
+  from diffusion_ebm.run import files
 
-  grids = []
+  settings, shown = corrected_sampling.Settings(num_steps=flag.steps), {}
   for name, (model, judge) in digit_tasks(flag).items():
-    # The chains of a sum have no proposal, and need more steps.
+    # Chains without a proposal need more steps.
     plain_model = model.replace(sampling=model.sampling._replace(num_steps=30)) if model.proposal is None else model
-    plain = plain_model.sample(jax.random.key(0), flag.n)
-    settings = corrected_sampling.Settings(num_steps=flag.steps)
-    corrected = model.corrected_sample(jax.random.key(0), flag.n, settings)
-    rates = []
-    for x in (plain, corrected):
-      images = np.asarray(jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5)).astype(np.uint8)
-      rates.append(np.mean(judge(images)))
-      grids.append((name, images[:24]))
-    print(f'| {name} | {rates[0]:.3f} | {rates[1]:.3f} |', flush=True)
+    drawn = (plain_model.sample(jax.random.key(0), flag.n), model.corrected_sample(jax.random.key(0), flag.n, settings))
+    images = [np.asarray(preprocessing.to_uint8(x)) for x in drawn]
+    print(f'| {name} | {" | ".join(f"{np.mean(judge(each)):.3f}" for each in images)} |', flush=True)
+    shown[name.partition(':')[0]] = np.concatenate([_strip(each) for each in images], axis=1)
   if flag.picture:
-    for number, (_, images) in enumerate(grids):
-      files.write_png(
-        f'{flag.picture}_{number // 2}_{("plain", "corrected")[number % 2]}.png', pictures.image_grid(images, 12)
-      )
+    files.write_png(flag.picture, np.concatenate(list(shown.values())))
+
+
+def _strip(images, pixels=512, factor=5):
+  """Two rows of images, enlarged, on white: (H, pixels, 3)."""
+  from diffusion_ebm.run import pictures
+
+  columns = pixels // (images.shape[2] * factor + 2)
+  tiles = images[: 2 * columns].repeat(factor, axis=1).repeat(factor, axis=2)
+  grid = pictures.image_grid(tiles, columns)
+  return np.pad(grid, ((0, 8), (0, pixels - grid.shape[1]), (0, 0)), constant_values=255)
 
 
 def main(argv):

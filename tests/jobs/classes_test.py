@@ -11,7 +11,7 @@ import numpy as np
 from scipy import special
 
 import diffusion_ebm
-from diffusion_ebm import class_probabilities, composition, corrected_sampling, data, random_keys, trained
+from diffusion_ebm import class_probabilities, composition, data, trained
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
 from diffusion_ebm.data import kept
@@ -82,6 +82,8 @@ class DrawTest(absltest.TestCase):
     expected = model.of_class(1).energy(x, 2) + 0.5 * model.of_class(2).energy(x, 2) - model.energy(x, 2)
     volume = (1 - (1 + 0.5 - 1)) * 64 * np.log(model.ebm.levels.a_y[2])  # which a sum counts once
     np.testing.assert_allclose(both.energy(x, 2), expected - volume, rtol=1e-4, atol=0.05)
+    np.testing.assert_allclose((model + 3 * model).proposal.coefficients, [1, 3])
+    self.assertIsNone((model - model).proposal)
     self.assertEqual(both.sample(jax.random.key(1), 2).shape, (2, 8, 8, 1))
 
   def test_all_jobs_load_the_class(self):
@@ -107,9 +109,12 @@ class DrawTest(absltest.TestCase):
 
     found = load('3', ' 2*8', '-none', '-1*none', label='all')
     np.testing.assert_allclose(found.ebm.f(x, t), f(4) + 2 * f(9) - 2 * f(0), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(  # the initialiser's means likewise, as the coefficients add up to 1
-      found.proposal.coefficients, [1, 2, -1, -1]
-    )
+    np.testing.assert_allclose(found.proposal.coefficients, [1, 2, -1, -1])  # of the initialiser's means
+
+    def mean(label):
+      return np.asarray(composition.of_class(model.proposal, label).mean(x, t))
+
+    np.testing.assert_allclose(found.proposal.mean(x, t), mean(4) + 2 * mean(9) - 2 * mean(0), rtol=1e-4, atol=1e-4)
     self.assertEqual(found.config.sampling.compose, ('1*3', '2*8', '-1*none', '-1*none'))
     other = self.enterContext(tempfile.TemporaryDirectory())
     config = testing.digits_config()
@@ -177,13 +182,17 @@ class DrawTest(absltest.TestCase):
     self.assertEqual(wide.shape, (8, 24, 1))
     x = np.random.default_rng(0).uniform(-1, 1, (3, 8, 24, 1)).astype(np.float32)
     parts = (model.of_class(4), model.of_class(2), model)
-    expected = sum(m.energy(x[:, :, 8 * i : 8 * i + 8], 3) for i, m in enumerate(parts))
+    pieces = [x[:, :, 8 * i : 8 * i + 8] for i in range(3)]
+    expected = sum(m.energy(piece, 3) for m, piece in zip(parts, pieces, strict=True))
     np.testing.assert_allclose(wide.energy(x, 3), expected, rtol=1e-4, atol=1e-2)
+    t = jnp.full(3, 3)
+    means = [m.proposal.mean(jnp.asarray(piece), t) for m, piece in zip(parts, pieces, strict=True)]
+    np.testing.assert_allclose(wide.proposal.mean(x, t), np.concatenate(means, axis=2), rtol=1e-4, atol=1e-4)
     self.assertEqual(wide.sample(jax.random.key(0), 2).shape, (2, 8, 24, 1))
     with self.assertRaisesRegex(UserError, r'shapes \(8, 8, 1\) and \(4, 8, 1\) do not fit side by side'):
       diffusion_ebm.side_by_side(model, model.replace(shape=(4, 8, 1)))
 
-  def test_corrected_samples_do_not_depend_on_the_batch_and_are_those_of_the_api(self):
+  def test_corrected_samples_do_not_depend_on_the_batch(self):
     drawn = []
     for batch_size in (12, 5):
       config = classes_config('all', 0.5)
@@ -191,13 +200,6 @@ class DrawTest(absltest.TestCase):
       drawn.append(sample.run(config, self.workdir))
     testing.assert_same_images(*drawn)
     self.assertGreater(np.max(np.abs(drawn[0].astype(int) - self.all)), 2)
-    settings = corrected_sampling.Settings('mala', 3)
-    config = classes_config('3')
-    config.sampling.update({'corrected': 'mala', 'corrected_steps': 3, 'num_samples': 4})
-    model = diffusion_ebm.load(self.workdir).of_class(3)
-    found = model.corrected_sample(random_keys.stream_key(0), 4, settings)
-    drawn = sample.run(config, self.workdir)
-    self.assertEqual(drawn.shape, found.shape)
 
   def test_log_z_is_of_what_was_asked_for(self):
     workdir = os.path.join(self.enterContext(tempfile.TemporaryDirectory()), 'run')
