@@ -500,7 +500,7 @@ def load(workdir: str, step: int | None = None, config=None) -> DiffusionEBM:
       raise UserError(f'{workdir} holds no run: train first, with --mode=train and the same --workdir')
   found = trained.load(config, workdir, step)
   config, ebm, proposal, shape, step = found
-  log_z = trained.log_z(found, workdir)
+  log_z = trained.log_z(workdir, step, ebm.levels.num_models, generate.asked(config))
   _log.info('loaded in %.1f s; each method is compiled when it is first called', time.monotonic() - began)
   ebm, proposal = jax.device_put((ebm, proposal), jax.local_devices()[0])
   classes = generate.class_names(config, trained.classes(workdir))

@@ -210,12 +210,14 @@ def _normalised_by_raw(params, u, raw, zero_init: bool):
 DENSITY_RESULTS = 'results'
 
 
-def log_z(model: Trained, workdir: str):
-  """What `--mode=density` has found of a checkpoint, and of the class or sum that is asked for, the last time.
+def log_z(workdir: str, step: int, num_models: int, asked: dict | None = None):
+  """What `--mode=density` has found of a checkpoint, the last time.
 
   Args:
-    model: of `load`.
     workdir: of a training job.
+    step: the checkpoint's.
+    num_models: T.
+    asked: the class or the sum that is asked for, of `generate.asked`; None for none.
 
   Returns:
     Log of the normaliser of each level's `y_t`, (T,) float64 in nats, NaN where it is not known; None if none is.
@@ -223,13 +225,13 @@ def log_z(model: Trained, workdir: str):
   Raises:
     UserError: the file cannot be read.
   """
-  of = json.loads(files.to_json(generate.asked(model.config)))
+  of = json.loads(files.to_json(asked or {}))
   pattern = os.path.join(glob.escape(workdir), 'density', f'{DENSITY_RESULTS}*.json')
   for path in sorted(glob.glob(pattern), key=os.path.getmtime, reverse=True):
     try:
       record = files.read_json(path)
-      if (record.get('step'), record.get('of', {})) == (model.step, of):
-        values = np.full(model.ebm.levels.num_models, np.nan)
+      if (record.get('step'), record.get('of', {})) == (step, of):
+        values = np.full(num_models, np.nan)
         for entry in record['log_z']:
           values[entry['level']] = entry['log_z']
         return values

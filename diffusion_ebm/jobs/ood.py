@@ -50,8 +50,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
   trained.check_seed(seed)
   if not config.ood.against or not all(config.ood.against):
     raise UserError(f'--against names nothing: name {", ".join(corruptions.NAMES)}, a data set, a folder or a .zip')
-  model = trained.load(config, workdir, step)
-  config, ebm, step = model.config, model.ebm, model.step
+  config, ebm, _, _, step = trained.load(config, workdir, step)
   # Everything that can be refused, before anything takes long.
   sets, fitted_on, sources = _load_sets(config, seed)
   folder = workdir_lib.make(workdir, 'ood')
@@ -65,7 +64,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
     key: {name: ood_detection.detection(scores['test'][key], scores[name][key]) for name in sets if name != 'test'}
     for key in scores['test']
   }
-  log_z = trained.log_z(model, workdir)
+  log_z = trained.log_z(workdir, step, ebm.levels.num_models, generate.asked(config))
   record = {'step': step, 'seed': seed, 'num_examples': {name: len(images) for name, images in sets.items()}}
   record |= _means(values, shown, log_z) | {'inputs': _inputs(config, sets, sources, fitted_on, log_z, seed, step)}
   record['results'] = {f'{level}, {kind}': row for (level, kind), row in results.items()}
