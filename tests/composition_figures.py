@@ -1,6 +1,6 @@
 """The figures of docs/composition.md: what plain and corrected chains make of sums of energies.
 
-python -m tests.composition_figures plane [--eight_gaussians=DIR --two_moons=DIR] [--n=200000] [--picture=FILE]
+python -m tests.composition_figures plane [--eight_gaussians=DIR --rings=DIR] [--n=200000] [--picture=FILE]
 python -m tests.composition_figures digits --classes=DIR --other=DIR --digits=DIR --thick=DIR [--n=1000] [--picture=F]
 
 `--classes` and `--other` are workdirs of configs/digits_classes.py with two seeds, evaluated; `--digits` of
@@ -106,14 +106,14 @@ def kl_of_both(name, **settings):
   return tuple(kl(x, density) for x in drawn)
 
 
-def of_trained(eight_gaussians, two_moons, n):
+def of_trained(eight_gaussians, rings, n):
   """Yields `(name, exact density, density of the model, corrected, plain)` of sums of trained energies."""
   from diffusion_ebm.data import toy
 
-  names = ('eight_gaussians', 'two_moons')
-  models = [diffusion_ebm.load(workdir) for workdir in (eight_gaussians, two_moons)]
+  names = ('eight_gaussians', 'rings')
+  models = [diffusion_ebm.load(workdir) for workdir in (eight_gaussians, rings)]
   level = models[0].ebm.levels
-  for title, coefficients in (('and', (1.0, 1.0)), ('not', (1.0, -0.5))):
+  for title, coefficients in (('eight Gaussians and rings', (1.0, 1.0)), ('rings, not eight Gaussians', (-0.25, 1.0))):
     ebm = composition.add(*zip((model.ebm for model in models), coefficients, strict=True))
 
     def exact(points, coefficients=coefficients):
@@ -124,7 +124,7 @@ def of_trained(eight_gaussians, two_moons, n):
 
     settings = corrected_sampling.Settings(num_steps=200)
     corrected, plain = draw_both(ebm, (2,), n, settings, models[0].sampling._replace(num_steps=100))
-    yield f'eight Gaussians {title} moons', grid_density(exact), grid_density(of_model(ebm)), corrected, plain
+    yield title, grid_density(exact), grid_density(of_model(ebm)), corrected, plain
 
 
 def plane(flag):
@@ -135,7 +135,7 @@ def plane(flag):
     print(f'| {name} | {kl(corrected, density):.4f} | {kl(plain, density):.4f} |', flush=True)
     rows.append((name, density, corrected, plain))
   if flag.eight_gaussians:
-    for name, exact, learned, corrected, plain in of_trained(flag.eight_gaussians, flag.two_moons, flag.n):
+    for name, exact, learned, corrected, plain in of_trained(flag.eight_gaussians, flag.rings, min(flag.n, 20_000)):
       values = [kl(x, density) for density in (exact, learned) for x in (corrected, plain)]
       print(f'| {name} | to exact, to the model: {" | ".join(f"{value:.4f}" for value in values)} |', flush=True)
       rows.append((f'{name}, trained', exact, corrected, plain))
@@ -267,7 +267,7 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  for key in ('eight_gaussians', 'two_moons', 'classes', 'other', 'digits', 'thick', 'folder', 'picture'):
+  for key in ('eight_gaussians', 'rings', 'classes', 'other', 'digits', 'thick', 'folder', 'picture'):
     flags.DEFINE_string(key, '', '')
   flags.DEFINE_integer('n', 1000, 'Samples of each.')
   flags.DEFINE_integer('steps', 100, 'Of corrected chains, at each level.')
