@@ -154,11 +154,11 @@ def draw_rows(rows, path):
   figure = Figure(figsize=(6, 2 * len(rows)), dpi=90, layout='constrained')
   FigureCanvasAgg(figure)
   axes = figure.subplots(len(rows), 3, squeeze=False)
-  for line, (name, density, *drawn) in zip(axes, rows, strict=True):
+  for number, (line, (name, density, *drawn)) in enumerate(zip(axes, rows, strict=True)):
     shares = [density] + [np.histogram2d(*x.T, bins=50, range=[[-1.6, 1.6]] * 2)[0] / len(x) for x in drawn]
     for axis, share, title in zip(line, shares, ('exact', 'corrected', 'plain'), strict=True):
       axis.imshow(share.T, origin='lower', vmin=0, vmax=density.max())
-      axis.set(xticks=[], yticks=[], title=title if line is axes[0] else '')
+      axis.set(xticks=[], yticks=[], title='' if number else title)
     line[0].set_ylabel(name, fontsize=8)
   figure.savefig(path)
 
