@@ -103,7 +103,8 @@ class KeptTest(absltest.TestCase):
     kept.keep(self.folder, source, 'digits', PICTURE)
     self.assertCountEqual(os.listdir(self.folder), ['summary.json', 'training_images.png'])
     with open(os.path.join(self.folder, 'summary.json'), encoding='utf-8') as file:
-      self.assertEqual(json.load(file), {'name': 'digits', 'examples': 1437, 'shape': [8, 8, 1], 'classes': [*'0123456789']})
+      expected = {'name': 'digits', 'examples': 1437, 'shape': [8, 8, 1], 'classes': [*'0123456789']}
+      self.assertEqual(json.load(file), expected)
     self.assertEqual(kept.changes(self.folder, source), '')
 
   def test_names_cannot_reach_the_terminal(self):
