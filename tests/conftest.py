@@ -1,4 +1,4 @@
-"""`--long`: the tests that take long, and all of them with more of LLVM's optimisations; what is compiled is shared."""
+"""`--long`: the tests that take long, and all of them with XLA's optimisations; what a run compiles is shared."""
 
 import os
 import shutil
@@ -12,9 +12,9 @@ def pytest_addoption(parser):
 def pytest_configure(config):
   if config.getoption('--long'):
     os.environ['LONG_TESTS'] = '1'
-  # Most of the time goes into the compilation of programs that run for a moment; XLA's own passes are all there.
-  level = 1 if config.getoption('--long') else 0
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level={level}'
+  else:  # most of the time goes into the compilation of programs that run for a moment
+    flags = os.environ.get('XLA_FLAGS', '')
+    os.environ['XLA_FLAGS'] = f'{flags} --xla_backend_optimization_level=0'
   os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # its threads spin where other tests run beside
   if not hasattr(config, 'workerinput'):  # workers inherit the environment
     config.compilation_cache = tempfile.mkdtemp()
