@@ -82,7 +82,7 @@ _SMALL = {
     'model.ch': 8,
     'model.ch_mult': (1, 2),
     'model.num_res_blocks': 1,
-    'model.num_classes': 3,  # 0 in all other tests of this file
+    'model.num_classes': 3,  # without classes: the configurations at their published size
     'proposal.ch': 4,
     'proposal.num_res_blocks': 1,
     'train.batch_size': 4,
@@ -95,7 +95,7 @@ _SMALL = {
 _KINDS = ('cifar10', 'cifar10_t1k', 'digits_density')
 
 
-# Of the same programs as others, on other data.
+# Of the same programs as others, in other sizes or on other data.
 _LIKE_OTHERS = ('cifar100', 'svhn', 'lsun_church64', 'lsun_church128', 'celebahq128', 'imagenet32_cdrl', 'digits_cdrl')
 
 
