@@ -109,11 +109,11 @@ class MeanProposal(NormalProposal, struct.PyTreeNode):
 
   Attributes:
     parts: the proposals, M.
-    coefficients: of the parts in the sum, float32 (M,); the weights are these over their own sum.
+    coefficients: of the parts in the sum, (M,); the weights are these over their own sum.
   """
 
   parts: tuple
-  coefficients: Any
+  coefficients: tuple[float, ...] = struct.field(pytree_node=False)
 
   @property
   def levels(self) -> Levels:
@@ -121,8 +121,8 @@ class MeanProposal(NormalProposal, struct.PyTreeNode):
 
   def mean(self, x_next, t):
     """As of `Proposal`."""
-    weights = self.coefficients / jnp.sum(self.coefficients)
-    return sum(weight * part.mean(x_next, t) for weight, part in zip(weights, self.parts, strict=True))
+    means = (c * part.mean(x_next, t) for c, part in zip(self.coefficients, self.parts, strict=True))
+    return sum(means) / sum(self.coefficients)
 
 
 def add_proposals(*terms) -> MeanProposal | None:
@@ -139,9 +139,8 @@ def add_proposals(*terms) -> MeanProposal | None:
   for proposal, coefficient in terms:
     of_sum = isinstance(proposal, MeanProposal)  # whose terms are terms of this sum
     parts += proposal.parts if of_sum else [proposal]
-    coefficients += list(coefficient * proposal.coefficients) if of_sum else [coefficient]
-  coefficients = np.asarray(coefficients, np.float32)
-  return None if None in parts or coefficients.sum() <= 0 else MeanProposal(tuple(parts), jnp.asarray(coefficients))
+    coefficients += [coefficient * c for c in proposal.coefficients] if of_sum else [coefficient]
+  return None if None in parts or sum(coefficients) <= 0 else MeanProposal(tuple(parts), tuple(coefficients))
 
 
 class Mixture(AllLevels, struct.PyTreeNode):

@@ -84,6 +84,10 @@ class DrawTest(absltest.TestCase):
     np.testing.assert_allclose(both.energy(x, 2), expected - volume, rtol=1e-4, atol=0.05)
     np.testing.assert_allclose((model + 3 * model).proposal.coefficients, [1, 3])
     self.assertIsNone((model - model).proposal)
+    inside = jax.jit(lambda a, b, c: (a + 0.5 * b - c).energy(x, 2))  # sums are made where their parts are traced, too
+    np.testing.assert_allclose(
+      inside(model.of_class(1), model.of_class(2), model), both.energy(x, 2), rtol=1e-4, atol=0.05
+    )
     self.assertEqual(both.sample(jax.random.key(1), 2).shape, (2, 8, 8, 1))
 
   def test_all_jobs_load_the_class(self):
