@@ -15,7 +15,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from diffusion_ebm import composition, langevin, marginal_density, random_keys
 
@@ -74,6 +74,8 @@ def fit(values: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
   Returns:
     `(scale, bias)`, the latter (C,) with mean 0.
   """
+  from scipy import optimize  # only here: every job that loads a model would wait for it
+
   values = np.asarray(values, np.float64)
   values = values - values.mean(axis=1, keepdims=True)
   unit = values.std() or 1.0
