@@ -262,7 +262,11 @@ RULES = (
   *_one_of(train_step.OBJECTIVES, 'train.objective'),
   *_one_of(noise_levels.LEVEL_WEIGHTS, 'train.level_weight'),
   *_one_of(('hmc', 'mala'), 'density.kernel'),
-  Rule('sampling.corrected', lambda value: value in ('', 'mala', 'hmc'), "not mala, hmc, or '' for plain chains"),
+  Rule(
+    'sampling.corrected',
+    lambda value: value in ('', *langevin.TARGET_ACCEPTANCE),
+    "not mala, hmc, or '' for plain chains",
+  ),
   *_one_of(langevin.KERNELS, 'long_run.kernel'),
   *_one_of(_SPLITS, 'density.split', 'long_run.split'),
   *_one_of(_SPLITS, 'eval.split', suits=True),

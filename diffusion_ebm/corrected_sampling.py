@@ -7,7 +7,6 @@ next one's chains start; they leave that level's own density as it is, whatever 
 Source: Du et al. 2023, Reduce, reuse, recycle, section 4.
 """
 
-import functools
 from typing import NamedTuple
 
 from jax import lax
@@ -16,7 +15,6 @@ import jax.numpy as jnp
 from diffusion_ebm import langevin, marginal_density, random_keys, sampling
 
 NUM_TUNING_CHAINS = 64
-KERNELS = ('mala', 'hmc')
 _FIRST_STEP_SIZE = 0.3  # in units of the level's noise
 
 
@@ -92,4 +90,4 @@ def sample(ebm, keys, shape, settings: Settings, step_sizes, keep: tuple[int, ..
 
 
 def _target(ebm, t):
-  return functools.partial(lambda x, t: marginal_density.log_density(ebm, x, t[None]), t=t)
+  return lambda x: marginal_density.log_density(ebm, x, t[None])

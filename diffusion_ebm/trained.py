@@ -94,14 +94,12 @@ def _composed(own: Trained, workdir: str) -> Trained:
     names.append(f'{coefficient:g}*{name}')
   config = own.config.copy_and_resolve_references()
   config.sampling.update({'compose': tuple(names), 'label': ''})
-  if all(label is not None for label, _ in labels):  # one network, whose terms are evaluated as one batch
-    ebm = composition.weighted(own.ebm, *labels)
-    return own._replace(config=config, ebm=ebm, proposal=composition.add_proposals(*proposals))
+  one_network = all(label is not None for label, _ in labels)  # whose terms are evaluated as one batch
   try:
-    ebm = composition.add(*parts)
-    return own._replace(config=config, ebm=ebm, proposal=composition.add_proposals(*proposals))
+    ebm = composition.weighted(own.ebm, *labels) if one_network else composition.add(*parts)
   except ValueError as error:
     raise UserError(f'{error} (sampling.compose)') from error
+  return own._replace(config=config, ebm=ebm, proposal=composition.add_proposals(*proposals))
 
 
 def _other_model(what: str) -> tuple[str, str]:

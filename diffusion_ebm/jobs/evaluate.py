@@ -92,12 +92,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
     checkpoints.check_any(workdir, step)
   folder = workdir_lib.make(workdir, 'eval')
 
-  with interrupts.requested() as stop_requested:
-
-    def check_stop():
-      if number := stop_requested():
-        raise interrupts.stopped(number, 'stopped; what is scored is kept: run the same command again to go on')
-
+  with interrupts.checked('stopped; what is scored is kept: run the same command again to go on') as check_stop:
     compared = scoring.load_reference(config, workdir, check_stop)
     inputs = scoring.inputs(config, compared)
     number = workdir_lib.claim_number(folder, 'report', inputs)

@@ -71,12 +71,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> list[Ro
   config, step = model.config, model.step
   config.eval.baselines = False
   folder = workdir_lib.make(workdir, 'guidance')
-  with interrupts.requested() as stop_requested:
-
-    def check_stop():
-      if number := stop_requested():
-        raise interrupts.stopped(number, 'stopped; finished rows are kept: run the same command again to go on')
-
+  with interrupts.checked('stopped; finished rows are kept: run the same command again to go on') as check_stop:
     compared = scoring.load_reference(config, workdir, check_stop)
     inputs = {'step': step, **scoring.inputs(config, compared, _OF_ROWS)}
     base = workdir_lib.claim(folder, f'guidance_{step}', inputs, ('.csv', '.png'))
@@ -114,9 +109,8 @@ def _score(model, compared, weight, base, check_stop) -> Row:
   if found is None:
     return Row(weight)
   drawn, scores = found
-  shown = drawn.samples[: _ROWS_OF_PICTURE * count] if drawn.samples.ndim > 2 else drawn.samples
   name = 'no_class' if weight is None else f'{weight:g}'
-  files.write_png(f'{base}_{name}.png', level_pictures.samples(shown, count))
+  files.write_png(f'{base}_{name}.png', level_pictures.samples(drawn.samples[: _ROWS_OF_PICTURE * count], count))
   accuracy = None
   if weight is not None and compared.extractor.name == 'classifier':
     accuracy = float(np.mean(np.argmax(drawn.logits, axis=1) == np.arange(len(drawn.logits)) % count))

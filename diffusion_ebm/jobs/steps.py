@@ -80,12 +80,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> list[Ro
   config, step = model.config, model.step
   config.eval.baselines = False
   folder = workdir_lib.make(workdir, 'steps')
-  with interrupts.requested() as stop_requested:
-
-    def check_stop():
-      if number := stop_requested():
-        raise interrupts.stopped(number, 'stopped; finished rows are kept: run the same command again to go on')
-
+  with interrupts.checked('stopped; finished rows are kept: run the same command again to go on') as check_stop:
     compared = scoring.load_reference(config, workdir, check_stop)
     inputs = {'step': step, **scoring.inputs(config, compared, _OF_ROWS)}
     base = workdir_lib.claim(folder, f'steps_{step}', inputs, ('.csv', '.png'))

@@ -37,6 +37,18 @@ def requested():
       signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def checked(message: str):
+  """Yields a function that raises the exception of `stopped`, with the message, once a stop has been asked for."""
+  with requested() as stop_requested:
+
+    def check_stop():
+      if number := stop_requested():
+        raise stopped(number, message)
+
+    yield check_stop
+
+
 def stopped(number: int, message: str) -> UserError:
   """The exception to raise after a stop that a signal has asked for: its exit code tells which."""
   error = InterruptedRun(message) if number == signal.SIGINT else PreemptedRun(message)
