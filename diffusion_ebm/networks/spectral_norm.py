@@ -45,6 +45,7 @@ def init(key, params):
   return iterate(params, traverse_util.unflatten_dict(u), 50)
 
 
+@jax.default_matmul_precision('highest')
 def iterate(params, u, num_iterations: int = 1):
   """Advances the power iteration; no gradient flows through it. Returns the new `u`."""
   kernels = _kernels(lax.stop_gradient(params))
@@ -55,6 +56,7 @@ def iterate(params, u, num_iterations: int = 1):
   return traverse_util.unflatten_dict(u)
 
 
+@jax.default_matmul_precision('highest')
 def normalise(params, u, bounded: bool = True, raw=None):
   """Divides each kernel by its spectral norm `sigma = v W u`, gradients not through `u` and `v`.
 
@@ -75,7 +77,7 @@ def normalise(params, u, bounded: bool = True, raw=None):
   for path, vector in traverse_util.flatten_dict(u).items():
     w = flat[path].reshape(-1, flat[path].shape[-1])
     v = lax.stop_gradient(_unit(of_u[path].reshape(w.shape) @ vector))
-    sigma = v @ w @ lax.stop_gradient(vector)
+    sigma = v @ (w @ lax.stop_gradient(vector))  # the product of which v is made
     if bounded and path[-2] in _BOUNDED:
       sigma = sigma + 1e-6
       flat[path] = flat[path] / sigma * jnp.minimum(sigma, 1.0)

@@ -80,6 +80,18 @@ class ConvTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
 
+  def test_few_outputs_give_the_same(self):
+    x, kernel = images(2, 6, 16), jax.random.normal(jax.random.key(1), (3, 3, 16, 3))
+    theirs = lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    np.testing.assert_allclose(convolution._few_outputs(x, kernel), theirs, rtol=1e-5, atol=1e-5)
+
+  @parameterized.parameters((128, 'tpu', True), (64, 'tpu', False), (128, 'cuda', False))
+  def test_where_few_outputs_are_products_first(self, size, platform, expected):
+    x, kernel = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32), jnp.ones((3, 3, 3, 16))
+    score = jax.jit(jax.grad(lambda x: jnp.sum(convolution.conv2d(x, kernel) ** 2)))
+    text = score.trace(x).lower(lowering_platforms=(platform,)).as_text()
+    self.assertEqual('dot_general' in text, expected)
+
   def test_only_wide_3x3_kernels_are_prepared(self):
     shapes = {'wide': (3, 3, 64, 64), 'narrow': (3, 3, 3, 64), 'point': (1, 1, 64, 64), 'dense': (64, 64)}
     prepared = convolution.prepare({name: {'kernel': jnp.ones(shape)} for name, shape in shapes.items()})
