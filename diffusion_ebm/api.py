@@ -60,6 +60,7 @@ class DiffusionEBM(struct.PyTreeNode):
     proposal: where chains start, if the model was trained with one; or None.
     classes: names of the classes that the networks are told, by number; () for none.
     calibration: what makes class probabilities of energies; None where it is not known.
+    precision: of products of float32 in plain samples; energies, scores and corrected samples take the highest.
   """
 
   ebm: Ebm | composition.Sum | composition.Window
@@ -69,6 +70,7 @@ class DiffusionEBM(struct.PyTreeNode):
   proposal: NormalProposal | None = None
   classes: tuple[str, ...] = struct.field(pytree_node=False, default=())
   calibration: class_probabilities.Calibration | None = None
+  precision: str = struct.field(pytree_node=False, default='default')
 
   @property
   def num_levels(self) -> int:
@@ -264,7 +266,7 @@ class DiffusionEBM(struct.PyTreeNode):
       weights = [known[:, number] for number in numbers]
     parts = [composition.of_class(self.ebm, 1 + number) for number in numbers]
     ebm = composition.either(*zip(parts, weights, strict=True))
-    return DiffusionEBM(ebm, None, self.shape, self.sampling)
+    return DiffusionEBM(ebm, None, self.shape, self.sampling, precision=self.precision)
 
   def __add__(self, other: 'DiffusionEBM') -> 'DiffusionEBM':
     """The product of both densities: their energies add."""
@@ -362,14 +364,17 @@ class DiffusionEBM(struct.PyTreeNode):
   # What is compiled.
 
   @jax.jit
+  @jax.default_matmul_precision('highest')
   def _class_log_prob(self, x, level):
     return class_probabilities.log_prob(self.ebm, x, jnp.asarray(level), self.calibration)
 
   @jax.jit
+  @jax.default_matmul_precision('highest')
   def _energy(self, x, level):
     return -marginal_density.log_density(self.ebm, x, level)
 
   @jax.jit
+  @jax.default_matmul_precision('highest')
   def _score(self, x, level):
     return marginal_density.score(self.ebm, x, level)
 
@@ -382,13 +387,17 @@ class DiffusionEBM(struct.PyTreeNode):
   def _conditional_sample(self, key, x_noisy, level):
     eta = sampling.noise_scale(self.sampling, self.ebm.levels, level)
     noise = langevin.normal_noise(_keys(key, len(x_noisy)), self.shape, eta)
-    return recovery.sample_conditional(self.ebm.at(level), x_noisy, noise, self.sampling.num_steps, self.proposal)
+    with jax.default_matmul_precision(self.precision):
+      return recovery.sample_conditional(self.ebm.at(level), x_noisy, noise, self.sampling.num_steps, self.proposal)
 
   @functools.partial(jax.jit, static_argnums=2)
   def _sample(self, key, n):
-    return self._clipped(sampling.sample(self.ebm, _keys(key, n), self.shape, self.sampling, proposal=self.proposal)[0])
+    with jax.default_matmul_precision(self.precision):
+      x, _ = sampling.sample(self.ebm, _keys(key, n), self.shape, self.sampling, proposal=self.proposal)
+    return self._clipped(x)
 
   @functools.partial(jax.jit, static_argnums=(2, 3))
+  @jax.default_matmul_precision('highest')
   def _corrected_sample(self, key, n, settings):
     tuning_keys = _keys(jax.random.fold_in(key, random_keys.TUNING), corrected_sampling.NUM_TUNING_CHAINS)
     step_sizes = corrected_sampling.tune(self.ebm, tuning_keys, self.shape, settings)
@@ -397,17 +406,17 @@ class DiffusionEBM(struct.PyTreeNode):
   @functools.partial(jax.jit, static_argnums=(4, 5))
   def _inpaint(self, key, image, mask, n, num_repeats):
     image, mask = (jnp.broadcast_to(a, (n, *self.shape)) for a in (image, mask))
-    x = inpainting.inpaint(self.ebm, _keys(key, n), image, mask, self.sampling, num_repeats, self.proposal)
+    with jax.default_matmul_precision(self.precision):
+      x = inpainting.inpaint(self.ebm, _keys(key, n), image, mask, self.sampling, num_repeats, self.proposal)
     return jnp.where(mask, self._clipped(x), image)
 
   @functools.partial(jax.jit, static_argnums=4)
   def _interpolate(self, key, a, b, n):
     keys_a, keys_b = (random_keys.example_keys(key, jnp.full(n, number)) for number in (a, b))
-    return self._clipped(
-      interpolation.interpolate(
-        self.ebm, keys_a, keys_b, jnp.linspace(0, 1, n), self.shape, self.sampling, self.proposal
-      )
-    )
+    fractions = jnp.linspace(0, 1, n)
+    with jax.default_matmul_precision(self.precision):
+      x = interpolation.interpolate(self.ebm, keys_a, keys_b, fractions, self.shape, self.sampling, self.proposal)
+    return self._clipped(x)
 
   # What goes in and out.
 
@@ -443,7 +452,7 @@ def combine(*terms: tuple[DiffusionEBM, float]) -> DiffusionEBM:
   except ValueError as error:
     raise UserError(str(error)) from error
   proposal = composition.add_proposals(*((model.proposal, coefficient) for model, coefficient in terms))
-  return DiffusionEBM(ebm, None, first.shape, first.sampling, proposal)
+  return DiffusionEBM(ebm, None, first.shape, first.sampling, proposal, precision=first.precision)
 
 
 def side_by_side(*models: DiffusionEBM) -> DiffusionEBM:
@@ -471,7 +480,8 @@ def side_by_side(*models: DiffusionEBM) -> DiffusionEBM:
     raise UserError(str(error)) from error
   proposals = tuple(model.proposal for model in models)
   proposal = None if None in proposals else composition.SideBySide(proposals, tuple(columns[:-1]))
-  return DiffusionEBM(ebm, None, (first.shape[0], left, first.shape[2]), first.sampling, proposal)
+  shape = (first.shape[0], left, first.shape[2])
+  return DiffusionEBM(ebm, None, shape, first.sampling, proposal, precision=first.precision)
 
 
 def load(workdir: str, step: int | None = None, config=None) -> DiffusionEBM:
@@ -505,7 +515,8 @@ def load(workdir: str, step: int | None = None, config=None) -> DiffusionEBM:
   ebm, proposal = jax.device_put((ebm, proposal), jax.local_devices()[0])
   classes = generate.class_names(config, trained.classes(workdir))
   calibration = trained.calibration(found, workdir)
-  return DiffusionEBM(ebm, log_z, shape, generate.settings(config), proposal, classes, calibration)
+  settings, precision = generate.settings(config), config.model.precision
+  return DiffusionEBM(ebm, log_z, shape, settings, proposal, classes, calibration, precision)
 
 
 def from_parameters(config, params, spectral=None, log_z=None, proposal=None) -> DiffusionEBM:
@@ -545,4 +556,5 @@ def from_parameters(config, params, spectral=None, log_z=None, proposal=None) ->
   log_z = None if log_z is None else np.asarray(log_z)
   made = None if proposal is None else model.proposal(proposal)
   classes = generate.class_names(config, ())
-  return DiffusionEBM(model.ebm(weights), log_z, model.shape, generate.settings(config), made, classes)
+  settings, precision = generate.settings(config), config.model.precision
+  return DiffusionEBM(model.ebm(weights), log_z, model.shape, settings, made, classes, precision=precision)

@@ -14,6 +14,7 @@ from diffusion_ebm.run.errors import UserError
 
 # Steps, seeds and sizes are 32-bit numbers on the devices.
 _MAX_INT = 2**31 - 1
+_MAX_FLOAT = 1e30  # of float32 3.4e38, with room for products
 
 # Widths of the published networks, by image size.
 _CH_MULT = {32: (1, 2, 2, 2), 64: (1, 2, 2, 2, 4), 128: (1, 2, 2, 2, 4, 4), 256: (1, 1, 2, 2, 2, 4, 4)}
@@ -48,8 +49,10 @@ _FREE = {
 }
 # Sections of jobs that make a run or work on one: they say nothing about it.
 _FREE_SECTIONS = ('import_weights', 'inpaint', 'interpolate', 'ood', 'eval', 'density', 'long_run', 'steps', 'guidance')
-# Of the `model` section, what fits any weights.
-_NOT_OF_WEIGHTS = ('model.dtype', 'model.dropout', 'model.remat', 'proposal.dropout')
+# Of the `model` section, how it is computed with: the same weights give the same numbers up to rounding.
+OF_ARITHMETIC = ('model.dtype', 'model.precision', 'model.remat')
+# What fits any weights.
+_NOT_OF_WEIGHTS = (*OF_ARITHMETIC, 'model.dropout', 'proposal.dropout')
 MAX_COMPLETIONS = 1024
 
 
@@ -250,6 +253,7 @@ RULES = (
   ),
   *_one_of(networks.NETWORKS, 'model.name'),
   *_one_of(tuple(networks.DTYPES), 'model.dtype'),
+  *_one_of(networks.PRECISIONS, 'model.precision'),
   *_one_of(tuple(layers.ACTIVATIONS), 'model.act'),
   *_one_of(networks.LEVEL_EMBEDDINGS, 'model.level_embedding'),
   *_one_of((1, 3), 'data.num_channels', applies=_is_images),
@@ -313,6 +317,8 @@ def _unusable(config) -> Iterator[str]:
     for number in value if isinstance(value, list) else [value]:
       if isinstance(number, float) and not math.isfinite(number):
         yield f'{key} is {number}, but must be finite'
+      elif isinstance(number, float) and abs(number) > _MAX_FLOAT:
+        yield f'{key} is {number}, but must be at most {_MAX_FLOAT}'
       elif isinstance(number, int) and abs(number) > _MAX_INT:
         yield f'{key} is {number}, but must be at most {_MAX_INT}'
 

@@ -24,9 +24,10 @@ def corrected_settings(config) -> corrected_sampling.Settings:
 
 
 def asked(config) -> dict:
-  """What is asked for of a model that is told classes, or of several models, for the records of results."""
+  """What is asked for of a model that is told classes, or of several, and of its arithmetic: for records of results."""
   keys = ('label', 'guidance', 'compose')
-  return older_versions.without_later('sampling', {key: config.sampling[key] for key in keys})
+  found = older_versions.without_later('sampling', {key: config.sampling[key] for key in keys})
+  return found | ({} if config.model.dtype == 'float32' else {'dtype': config.model.dtype})
 
 
 def inputs(config) -> dict:
@@ -34,6 +35,8 @@ def inputs(config) -> dict:
   drawn = settings(config)._asdict()
   if config.sampling.corrected:
     drawn = {key: config.sampling[key] for key in ('corrected', 'corrected_steps', 'denoise', 'denoise_factor')}
+  elif config.model.precision != 'default':
+    drawn['precision'] = config.model.precision
   return older_versions.without_later('sampling', drawn) | asked(config)
 
 
@@ -154,6 +157,22 @@ def make_sampler(config, shape, batch_size: int, keep: tuple[int, ...] = ()):
     float32 (count, ...) and (len(keep), count, ...), as of `sampling.sample`; the weights of the model, and of its
     proposal if there is one, are on all devices. It is compiled on the first call.
   """
+  run = parallel.map_examples(draw_function(config, shape, keep), batch_size, precision(config))
+
+  def sampler(ebm, proposal, seed: int, first: int, count: int):
+    x, path = run((ebm, proposal, np.uint32(seed)), np.arange(first, first + count, dtype=np.int32))
+    return x, np.moveaxis(path, 1, 0)
+
+  return sampler
+
+
+def precision(config) -> str:
+  """That of products of float32 in the sampler that is asked for: corrected chains need the energy itself."""
+  return 'highest' if config.sampling.corrected else config.model.precision
+
+
+def draw_function(config, shape, keep: tuple[int, ...] = ()):
+  """What runs on each device: `((ebm, proposal, seed), index) -> (x, path)`, as of `make_sampler`, examples first."""
   drawn = settings(config)
 
   def draw(shared, index):
@@ -166,13 +185,7 @@ def make_sampler(config, shape, batch_size: int, keep: tuple[int, ...] = ()):
       x, path = sampling.sample(ebm, keys, shape, drawn, keep, proposal)
     return x, jnp.moveaxis(path, 0, 1)
 
-  run = parallel.map_examples(draw, batch_size)
-
-  def sampler(ebm, proposal, seed: int, first: int, count: int):
-    x, path = run((ebm, proposal, np.uint32(seed)), np.arange(first, first + count, dtype=np.int32))
-    return x, np.moveaxis(path, 1, 0)
-
-  return sampler
+  return draw
 
 
 def _draw_corrected(config, ebm, seed, index, keys, shape, keep):

@@ -56,6 +56,11 @@ class Model:
     """Like `state`, but shapes, types and devices alone: what reading a checkpoint needs, known at once."""
     return parallel.replicated_like(jax.eval_shape(self._init, random_keys.seed_key(self.seed)))
 
+  @property
+  def described_state(self) -> train_step.TrainState:
+    """Shapes and types alone: for compiling where nothing can be put on the devices."""
+    return jax.eval_shape(self._init, random_keys.seed_key(self.seed))
+
   def _init(self, key):
     return train_step.init_state(
       key, self.network, self.tx, np.zeros(self.shape), self.spectral_norm, self.proposal_network, self.proposal_tx

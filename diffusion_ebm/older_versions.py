@@ -14,6 +14,7 @@ _LATER = {
   'model.level_act': False,
   'model.normal_factor': 0,
   'model.num_classes': 0,
+  'model.precision': 'default',
   'model.raw_singular_vectors': False,
   'model.zero_init': True,
   'proposal.name': '',

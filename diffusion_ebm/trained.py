@@ -124,7 +124,7 @@ def check(config, workdir: str) -> ml_collections.ConfigDict:
   """The resolved, numbered configuration; raises a `UserError` where it is wrong, or not that of the workdir."""
   config = config_lib.resolve(config)
   config_lib.check(config, 1)
-  config_lib.check_same_run(config, workdir, free=('seed', 'train', 'sampling.num_steps'))
+  config_lib.check_same_run(config, workdir, free=('seed', 'train', 'sampling.num_steps', *config_lib.OF_ARITHMETIC))
   generate.terms(config)
   return generate.numbered(config, classes(workdir))
 
@@ -194,12 +194,14 @@ def averaged(model: model_lib.Model, state) -> tuple[Ebm, Proposal | None]:
 
 
 @functools.partial(jax.jit, static_argnums=2)
+@jax.default_matmul_precision('highest')
 def normalised(params, u, zero_init: bool):
   """Parameters as the network takes them, from raw ones and vectors `u` that belong to similar ones."""
   return spectral_norm.normalise(params, spectral_norm.iterate(params, u, _POWER_ITERATIONS), zero_init)
 
 
 @functools.partial(jax.jit, static_argnums=3)
+@jax.default_matmul_precision('highest')
 def _normalised_by_raw(params, u, raw, zero_init: bool):
   return spectral_norm.normalise(params, u, zero_init, raw)
 

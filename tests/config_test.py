@@ -274,6 +274,8 @@ class CheckTest(parameterized.TestCase):
     ('train.batch_size', 7),
     ('train.num_steps', -1),
     ('train.learning_rate', 0.0),
+    ('train.learning_rate', 1e40),
+    ('model.precision', 'exact'),
     ('train.beta_1', 1.0),
     ('train.warmup_steps', -1),
     ('train.grad_clip', -1.0),

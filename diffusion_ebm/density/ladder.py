@@ -128,17 +128,20 @@ def _pilot_steps(ebm, kernel, pilot):
   """The compiled parts of `choose`: the difference between levels, steps of the chains, and steps that tune."""
 
   @jax.jit
+  @jax.default_matmul_precision('highest')
   def differences(level, x):
     lower, upper = (level_log_density(ebm, t)(x) for t in (level, level + 1))
     return lower - upper
 
   @jax.jit
+  @jax.default_matmul_precision('highest')
   def move(rung, x, keys, step_size, number):
     target = rung_log_density(ebm, rung)
     state, keys = langevin.init(target, x), random_keys.fold_in(keys, number)
     return langevin.run(kernel, target, state, keys, step_size, pilot.num_steps)[0].y
 
   @jax.jit
+  @jax.default_matmul_precision('highest')
   def tune(rung, x, keys, step_size, number):
     target = rung_log_density(ebm, rung)
     state, keys = langevin.init(target, x), random_keys.fold_in(keys, number)

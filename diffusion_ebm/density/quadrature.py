@@ -26,6 +26,7 @@ def make_grid(size: int = 250) -> tuple[np.ndarray, float]:
 
 
 @functools.partial(jax.jit, static_argnums=1)
+@jax.default_matmul_precision('highest')
 def _unnormalised(ebm, chosen, points):
   return jax.lax.map(lambda t: ebm.log_density(points, jnp.full(len(points), t)), jnp.asarray(chosen))
 

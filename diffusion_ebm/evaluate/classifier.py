@@ -49,6 +49,7 @@ class Classifier(nn.Module):
     return features, nn.Dense(self.num_classes)(nn.Dropout(_DROPOUT, deterministic=not dropout)(features))
 
 
+@jax.default_matmul_precision('highest')
 def train(source, test_source):
   """Trains the classifier of a data set; the same data give the same classifier.
 

@@ -128,7 +128,7 @@ def _measure_chain(config, ebm, shape, seconds, result):
     model = ebm.at(t)
     return jax.grad(lambda y: jnp.sum(model.f(y)))(y)
 
-  programs = [parallel.on_devices(function, replicated=(0,), out_axes=0) for function in (chain, gradient)]
+  programs = [_program(config, function) for function in (chain, gradient)]
   times, gradient_times = _measure(seconds, *(lambda program=program: program(ebm, y, t) for program in programs))
   result |= _summary('langevin_step_s', [t / steps for t in times]) | _summary('gradient_s', gradient_times)
 
@@ -145,13 +145,17 @@ def _measure_guidance(config, ebm, shape, seconds, result):
   def plain(ebm, y, t):
     return composition.of_class(ebm, jnp.ones(2 * per_device, int)).score(y, t)
 
-  programs = [parallel.on_devices(function, replicated=(0,), out_axes=0) for function in (guided, plain)]
+  programs = [_program(config, function) for function in (guided, plain)]
   batches = [jax.tree.map(parallel.split, batch) for batch in ((y[:size], t[:size]), (y, t))]
   calls = [
     lambda program=program, batch=batch: program(ebm, *batch) for program, batch in zip(programs, batches, strict=True)
   ]
   times, plain_times = _measure(seconds, *calls)
   result['guidance_factor'] = float(np.median(times) / np.median(plain_times))
+
+
+def _program(config, function):
+  return parallel.on_devices(function, replicated=(0,), out_axes=0, precision=config.model.precision)
 
 
 def _random_batch(shape, size):

@@ -107,7 +107,7 @@ def _draw(config, ebm, proposal, originals, hidden, seed, step):
 
   _log.info('compiling the sampler')
   progress = Progress(f'inpainting at step {step}', len(x), unit='completion')
-  draw_all = parallel.map_examples(draw, min(len(x), config.sampling.batch_size))
+  draw_all = parallel.map_examples(draw, min(len(x), config.sampling.batch_size), config.model.precision)
   drawn = draw_all((ebm, proposal), numbers.ravel().astype(np.int32), x, masks, progress=progress)
   progress.close()
   trained.check_finite(drawn, step)

@@ -76,7 +76,8 @@ def _strips(config, ebm, proposal, shape, seed, step):
     keys_a, keys_b = (random_keys.sample_keys(seed, 2 * strip + end) for end in (0, 1))
     return interpolation.interpolate(ebm, keys_a, keys_b, fraction, shape, generate.settings(config), proposal)
 
-  draw_all = parallel.map_examples(draw, min(num_strips * num_frames, config.sampling.batch_size))
+  size = min(num_strips * num_frames, config.sampling.batch_size)
+  draw_all = parallel.map_examples(draw, size, config.model.precision)
   _log.info('compiling the sampler')
   progress = Progress(f'interpolating at step {step}', num_strips * (num_frames + _ROUNDS * added), unit='image')
 

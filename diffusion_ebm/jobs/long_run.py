@@ -125,7 +125,8 @@ def _start(config, ebm, proposal, shape, folder, seed) -> float:
     )
   y = float(ebm.levels.a_y[settings.level]) * x
   step_size = settings.step_size or _tune(settings, ebm, y, x_next, index, seed)
-  log_density = jax.jit(lambda ebm, y, x_next: _target(ebm, settings, x_next)(y))(ebm, y, x_next)
+  with jax.default_matmul_precision('highest'):
+    log_density = jax.jit(lambda ebm, y, x_next: _target(ebm, settings, x_next)(y))(ebm, y, x_next)
   files.write_npy(os.path.join(folder, 'x_next.npy'), x_next)
   _append(folder, _States(y, np.asarray(log_density), np.ones(len(y))), 0)
   files.write_json(path, {'settings': described, 'step_size': step_size, 'done': 0})
@@ -142,6 +143,7 @@ def _tune(settings, ebm, y, x_next, index, seed) -> float:
   acceptance = settings.acceptance or langevin.TARGET_ACCEPTANCE[settings.kernel]
 
   @jax.jit
+  @jax.default_matmul_precision('highest')
   def tune(ebm, y, x_next):
     target = _target(ebm, settings, x_next)
     return langevin.adapt_step_size(

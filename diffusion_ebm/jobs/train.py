@@ -280,7 +280,9 @@ def compile_step(config, model: model_lib.Model, state, batch):
       axis_name=parallel.AXIS,
     )
 
-  return parallel.compile_for(on_device, state, batch, replicated=(0,), out_axes=(None, None), donate=(0,))
+  return parallel.compile_for(
+    on_device, state, batch, replicated=(0,), out_axes=(None, None), donate=(0,), precision=config.model.precision
+  )
 
 
 def _loop(config, workdir, step_fn, state, batches, saver, report, picture, tolerated):

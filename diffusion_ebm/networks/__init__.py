@@ -14,6 +14,7 @@ PROPOSALS = ('unet', 'mlp')
 LEVEL_EMBEDDINGS = ('index', 'log_snr', 'angle')
 _ANGLES = 1000.0  # of `NoiseLevels.angle`, so that the embedding sees numbers as large as those of a thousand levels
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+PRECISIONS = ('default', 'high', 'highest')  # of products of float32; all the same on a CPU
 
 
 def make_network(model, levels):

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 
 import jax
 
@@ -21,13 +22,32 @@ _OPTIONS = {
     'xla_cpu_enable_concurrency_optimized_scheduler': False,
     # Eigen's convolutions with few output channels, and its small products of matrices, are faster than YNNPACK's.
     'xla_cpu_experimental_ynn_fusion_type': '',
-  }
+  },
+  'tpu': {
+    # Two convolutions in one kernel compute what lies between them several times.
+    'xla_tpu_dot_dot_fusion': False,
+    # Blocks of one shape share their kernels' code: shorter to compile.
+    'xla_tpu_enable_deduplicated_calls': True,
+  },
 }
 
 
-def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-  """Compiles with the options that suit the platform; those that this version of XLA does not know are left out."""
-  options = dict(_OPTIONS.get(jax.default_backend(), {}))
+# Convolutions of large images, from this size on, take larger windows at once; for small ones this is only slower to
+# compile.
+_LARGE, _LARGE_OPTIONS = 128, {'tpu': {'xla_tpu_scoped_vmem_limit_kib': 32768}}
+
+
+def compile_lowered(lowered: jax.stages.Lowered, kind: str | None = None) -> jax.stages.Compiled:
+  """Compiles with the options that suit a platform; those that this version of XLA does not know are left out.
+
+  Args:
+    lowered: the program.
+    kind: the platform's name, such as tpu; None for this machine's.
+  """
+  kind = kind or jax.default_backend()
+  options = dict(_OPTIONS.get(kind, {}))
+  if kind in _LARGE_OPTIONS and _largest_image(lowered.as_text()) >= _LARGE:
+    options |= _LARGE_OPTIONS[kind]
   while True:
     try:
       return lowered.compile(compiler_options=options or None)
@@ -37,6 +57,11 @@ def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         raise
       _log.warning('this version of XLA has no option %s: going on without it', unknown[0])
       del options[unknown[0]]
+
+
+def _largest_image(text: str) -> int:
+  """Height and width of the largest square images, (B, H, W, C), in a lowered program; 0 for none."""
+  return max((int(size) for size in re.findall(r'tensor<\d+x(\d+)x\1x\d+x(?:f32|bf16)>', text)), default=0)
 
 
 def use_cache():

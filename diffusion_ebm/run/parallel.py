@@ -8,6 +8,7 @@ communicates in the same order.
 
 import collections
 from collections.abc import Callable, Iterable, Iterator
+import contextlib
 import json
 import logging
 import socket
@@ -147,9 +148,22 @@ def together(function: Callable[[], Any], first_only: bool = False):
   return outcomes[0][1] if first_only else result
 
 
+_described: list = []  # of `described_devices`
+
+
 def devices() -> list:
   """All devices of all processes, those of a process side by side, as the rows of a batch are."""
-  return sorted(jax.devices(), key=lambda device: device.process_index)
+  return _described or sorted(jax.devices(), key=lambda device: device.process_index)
+
+
+@contextlib.contextmanager
+def described_devices(described: list):
+  """Compiles for devices that are not there, of a topology, instead of this machine's; nothing can run on them."""
+  _described[:] = described
+  try:
+    yield
+  finally:
+    _described.clear()
 
 
 def num_devices() -> int:
@@ -179,6 +193,12 @@ def replicated_like(tree):
   """Shapes, types and devices of what `replicate` would make of arrays like those of `tree`."""
   sharding = _sharding()
   return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
+
+
+def split_like(batch):
+  """Shape and type of what `split` would make of a global batch like this, on all devices."""
+  n = num_devices()
+  return jax.ShapeDtypeStruct((n, batch.shape[0] // n, *batch.shape[1:]), batch.dtype)
 
 
 def split(batch: np.ndarray):
@@ -229,7 +249,9 @@ def example_index(batch_size: int):
   return lax.axis_index(AXIS) * batch_size + jnp.arange(batch_size)
 
 
-def compile_for(function, *args, replicated: tuple[int, ...], out_axes, donate: tuple[int, ...] = ()):
+def compile_for(
+  function, *args, replicated: tuple[int, ...], out_axes, donate: tuple[int, ...] = (), precision: str = 'highest'
+):
   """Compiles `function` under `pmap` for arguments like `args`.
 
   Args:
@@ -238,6 +260,7 @@ def compile_for(function, *args, replicated: tuple[int, ...], out_axes, donate: 
     replicated: positions of the arguments that every device gets whole; the others come from `split`.
     out_axes: for each result None (the same on every device) or the axis along which the devices' parts are stacked.
     donate: positions of the arguments whose memory may be reused.
+    precision: of products of float32: default is fast on accelerators (bfloat16 on TPUs, TF32 on GPUs); high, highest.
 
   Returns:
     The compiled function of all the arguments.
@@ -246,23 +269,25 @@ def compile_for(function, *args, replicated: tuple[int, ...], out_axes, donate: 
   mapped = jax.pmap(
     function, axis_name=AXIS, in_axes=in_axes, out_axes=out_axes, donate_argnums=donate, devices=devices()
   )
-  return compilation.compile_lowered(mapped.lower(*args))
+  with jax.default_matmul_precision(precision):
+    lowered = mapped.lower(*args)
+  return compilation.compile_lowered(lowered, devices()[0].platform)
 
 
-def on_devices(function, *, replicated: tuple[int, ...], out_axes):
+def on_devices(function, *, replicated: tuple[int, ...], out_axes, precision: str = 'highest'):
   """`function` on all devices, compiled by `compile_for` for the arguments of its first call."""
   compiled = None
 
   def call(*args):
     nonlocal compiled
     if compiled is None:
-      compiled = compile_for(function, *args, replicated=replicated, out_axes=out_axes)
+      compiled = compile_for(function, *args, replicated=replicated, out_axes=out_axes, precision=precision)
     return compiled(*args)
 
   return call
 
 
-def map_examples(function, batch_size: int):
+def map_examples(function, batch_size: int, precision: str = 'highest'):
   """Maps a function over examples, a batch at a time on all devices of all processes.
 
   What it gives for an example must depend on that example alone: then batch size and devices do not matter.
@@ -270,6 +295,7 @@ def map_examples(function, batch_size: int):
   Args:
     function: `(shared, *parts) -> results`, where parts and results (a tree) have an axis of examples first.
     batch_size: examples at once; rounded up to a multiple of the devices.
+    precision: as of `compile_for`.
 
   Returns:
     A function `(shared, *arrays, progress=None)` of a tree of arrays, the same on every device, and of arrays with an
@@ -277,7 +303,7 @@ def map_examples(function, batch_size: int):
     counts examples. It is compiled on the first call.
   """
   size = up_to_devices(batch_size)
-  on_batch = on_devices(function, replicated=(0,), out_axes=0)
+  on_batch = on_devices(function, replicated=(0,), out_axes=0, precision=precision)
 
   def run(shared, *arrays, progress=None):
     batches = []

@@ -23,6 +23,14 @@ class CompilationTest(absltest.TestCase):
     with mock.patch.dict(compilation._OPTIONS, options), self.assertRaisesRegex(Exception, 'perhaps'):
       compilation.compile_lowered(lowered)
 
+  def test_large_images_have_options_of_their_own(self):
+    options = {jax.default_backend(): {'xla_cpu_enable_fast_math': 'perhaps'}}
+    with mock.patch.dict(compilation._LARGE_OPTIONS, options):
+      small, large = (jax.jit(lambda x: x + 1).lower(jnp.ones((1, size, size, 3))) for size in (64, 128))
+      compilation.compile_lowered(small)
+      with self.assertRaisesRegex(Exception, 'perhaps'):
+        compilation.compile_lowered(large)
+
   def test_options_of_another_version_are_left_out(self):
     lowered = jax.jit(lambda x: x + 1).lower(jnp.ones(3))
     options = {'xla_of_yesterday': 1, 'xla_cpu_enable_fast_math': False}
