@@ -41,7 +41,7 @@ ALLOWED = {
   'model': METHOD | {'networks', 'density', 'data', 'evaluate', 'run'},
   'jobs': METHOD | {'networks', 'density', 'data', 'evaluate', 'run', 'model'},
 }
-TOOLS = {'jobs.benchmark', 'jobs.replay_bad_step'}
+TOOLS = {'jobs.benchmark', 'jobs.foretell', 'jobs.replay_bad_step'}
 # Files, flags and configurations are not for the method.
 OUTSIDE = {'os', 'io', 'pathlib', 'json', 'absl', 'ml_collections', 'orbax', 'PIL', 'matplotlib'}
 

@@ -38,10 +38,32 @@ def train_step(network, shape, batch_size: int, num_langevin_steps: int, proposa
   f, embedding = forward(network, shape)
   example = f * (2 * num_langevin_steps + 2 * 3) + embedding * (1 + 2 * 3)
   if proposal_network is not None:
-    x, t = jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
-    variables = jax.eval_shape(proposal_network.init, jax.random.key(0), x, t)
-    example += _count(jax.make_jaxpr(proposal_network.apply)(variables, x, t).jaxpr) * (1 + 3)
+    example += _of_proposal(proposal_network, shape) * (1 + 3)
   return batch_size * example
+
+
+def sampler(network, shape, num_gradients: int, num_levels: int, proposal_network=None, terms: int = 1) -> int:
+  """Operations of a sample.
+
+  Args:
+    network: as of `forward`.
+    shape: likewise.
+    num_gradients: with respect to y, of all levels.
+    num_levels: at each of which the embedding is computed, and the proposal, if there is one.
+    proposal_network: of `networks.make_proposal_network`, or None.
+    terms: of a weighted sum, as guidance is one of two, that are evaluated for each.
+  """
+  f, embedding = forward(network, shape)
+  example = 2 * f * num_gradients + embedding * num_levels
+  if proposal_network is not None:
+    example += _of_proposal(proposal_network, shape) * num_levels
+  return terms * example
+
+
+def _of_proposal(network, shape) -> int:
+  x, t = jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+  variables = jax.eval_shape(network.init, jax.random.key(0), x, t)
+  return _count(jax.make_jaxpr(network.apply)(variables, x, t).jaxpr)
 
 
 def _count(jaxpr) -> int:
