@@ -104,7 +104,7 @@ class CheckpointsTest(absltest.TestCase):
 class DamageTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    self.workdir = self.enterContext(tempfile.TemporaryDirectory())
+    self.workdir = self.enterContext(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
     self.folder = checkpoints.directory(self.workdir)
     saver = checkpoints.Saver(self.workdir, 3, 0, {'seed': 1})
     for step in (4, 8):
