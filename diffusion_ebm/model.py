@@ -54,7 +54,7 @@ class Model:
   @functools.cached_property
   def abstract_state(self) -> train_step.TrainState:
     """Like `state`, but shapes, types and devices alone: what reading a checkpoint needs, known at once."""
-    return parallel.replicated_like(jax.eval_shape(self._init, random_keys.seed_key(self.seed)))
+    return parallel.replicated_like(self.described_state)
 
   @property
   def described_state(self) -> train_step.TrainState:

@@ -194,14 +194,12 @@ def averaged(model: model_lib.Model, state) -> tuple[Ebm, Proposal | None]:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-@jax.default_matmul_precision('highest')
 def normalised(params, u, zero_init: bool):
   """Parameters as the network takes them, from raw ones and vectors `u` that belong to similar ones."""
   return spectral_norm.normalise(params, spectral_norm.iterate(params, u, _POWER_ITERATIONS), zero_init)
 
 
 @functools.partial(jax.jit, static_argnums=3)
-@jax.default_matmul_precision('highest')
 def _normalised_by_raw(params, u, raw, zero_init: bool):
   return spectral_norm.normalise(params, u, zero_init, raw)
 

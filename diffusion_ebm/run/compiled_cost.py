@@ -165,10 +165,14 @@ def _kind(instruction, computations) -> str:
 
 
 def _fused(instruction, computations):
-  if instruction.opcode == 'fusion' and (called := re.search(r'calls=%?([\w.\-]+)', instruction.line)):
-    for inner in computations.get(called[1], {}).values():
-      yield inner
-      yield from _fused(inner, computations)
+  for inner in _called_by_fusion(instruction, computations).values():
+    yield inner
+    yield from _fused(inner, computations)
+
+
+def _called_by_fusion(instruction, computations) -> dict[str, Instruction]:
+  names = _called(instruction.line, 'calls') if instruction.opcode == 'fusion' else []
+  return computations.get(names[0], {}) if names else {}
 
 
 # Bytes.
@@ -206,7 +210,7 @@ def _moved(instruction, others, computations) -> float:
     return 2 * size(instruction.result)
   if opcode == 'dynamic-update-slice':
     return 2 * size(operands[1].result) if len(operands) > 1 else 0.0
-  inner = computations.get((_called(instruction.line, 'calls') or [''])[0], {}) if opcode == 'fusion' else {}
+  inner = _called_by_fusion(instruction, computations)
   roots = [each for each in inner.values() if each.opcode == 'dynamic-update-slice']
   whole = sum(size(each.result) for each in operands)
   written = size(instruction.result)
