@@ -30,6 +30,7 @@ _JOBS = {
   'steps': 'steps',
   'guidance': 'guidance',
   'import': 'import_weights',
+  'export': 'export',
 }
 _SEVERAL_PROCESSES = ('train', 'sample')
 
@@ -45,7 +46,7 @@ _SHORT_NAMES = {
     'guidance': 'eval.num_samples',
   },
   'compose': dict.fromkeys(('sample', 'inpaint', 'interpolate', 'ood', 'long_run'), 'sampling.compose'),
-  'path': {'import': 'import_weights.path'},
+  'path': {'import': 'import_weights.path', 'export': 'export.path'},
   'mask': {'inpaint': 'inpaint.mask'},
   'images': {'inpaint': 'inpaint.images'},
   'completions': {'inpaint': 'inpaint.completions'},
@@ -60,6 +61,9 @@ _SEED = flags.DEFINE_integer(
   'seed', 0, 'Of the random numbers; training has --config.seed; eval, steps and guidance have --config.eval.seed.'
 )
 _STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the newest by default, for eval all.')
+_PRETRAINED = flags.DEFINE_string(
+  'pretrained', None, 'A model that comes with the package, by its name, or an exported file: what a new workdir holds.'
+)
 _DISTRIBUTED = flags.DEFINE_boolean(
   'distributed', False, 'Several processes, found by JAX itself: TPU pods, SLURM, Open MPI, Kubernetes.'
 )
@@ -77,9 +81,22 @@ def _default_config(argv: list[str]) -> str:
   """The configuration of a new workdir; for weights from elsewhere, of what their file's name says they are."""
   name = 'digits'
   if command_line.given(argv, 'mode') == 'import':
-    path = command_line.given(argv, 'path') or command_line.given(argv, 'config.import_weights.path')
-    name = 'cifar10' if path.endswith('.npz') else 'cifar10_cdrl'
+    name = 'cifar10' if _imported(argv).endswith('.npz') else 'cifar10_cdrl'
   return os.path.join(_CONFIGS, f'{name}.py')
+
+
+def _exported_config(argv: list[str]):
+  """That of an exported model which is named; None if none is."""
+  name = _imported(argv) if command_line.given(argv, 'mode') == 'import' else command_line.given(argv, 'pretrained')
+  if not name:
+    return None
+  from diffusion_ebm import exported
+
+  return exported.config(name)
+
+
+def _imported(argv: list[str]) -> str:
+  return command_line.given(argv, 'path') or command_line.given(argv, 'config.import_weights.path')
 
 
 def _connect():
@@ -108,11 +125,13 @@ def main():
   logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax explains itself there, at length
   with errors.shown():
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head -1` ends like any program
-    config = command_line.parse(sys.argv, _default_config, default.get_config())
+    config = command_line.parse(sys.argv, _default_config, default.get_config(), _exported_config)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a job goes on, whoever reads what it prints
     workdir = paths.workdir(_WORKDIR.value or '')
     if not workdir:
       raise UserError('--workdir is missing: name the folder for checkpoints, samples and logs')
+    if _PRETRAINED.value and _MODE.value == 'import':
+      raise UserError('--pretrained is not for --mode=import: name the model by --path')
     if _MODE.value in ('eval', 'steps', 'guidance') and flags.FLAGS['seed'].present:
       raise UserError(f'--seed is not for --mode={_MODE.value}: set --config.eval.seed')
     command_line.apply_short_names(config, _SHORT_NAMES, _MODE.value)
@@ -120,6 +139,8 @@ def main():
     with progress.never_silent(f'{_MODE.value} in {workdir}'):
       _connect()
       compilation.check_jax()
+      if _PRETRAINED.value:
+        importlib.import_module('diffusion_ebm.jobs.import_weights').prepare(config, workdir, _PRETRAINED.value)
       job = importlib.import_module(f'diffusion_ebm.jobs.{_JOBS[_MODE.value]}')
       job.run(config, workdir, _SEED.value, _STEP.value)
 

@@ -24,7 +24,7 @@ def get_config():
   data.num_workers = 0  # threads that decode, 0 for one each core
 
   config.model = model = ml_collections.ConfigDict()
-  model.name = 'resnet'  # resnet for images, mlp for vectors
+  model.name = 'resnet'  # resnet or unet (docs/cpu.md) for images, mlp for vectors
   model.dtype = 'float32'  # of the computation: float32 or bfloat16; parameters are float32
   # Of products of float32 on accelerators, in training and in plain sampling: default (fast: bfloat16 on TPUs, TF32 on
   # GPUs), high or highest; densities, Metropolis-corrected chains and scores always take highest
@@ -59,7 +59,8 @@ def get_config():
   config.diffusion.schedule = 'linear'  # of the paper; or cosine: equal steps of arctan(sbar_t / abar_t) (CDRL)
   config.diffusion.log_snr_max = 9.8  # cosine: log(abar_t^2 / sbar_t^2) of the cleanest level
   config.diffusion.log_snr_min = -5.1  # cosine: that of the noise from which sampling starts
-  config.diffusion.temperature = 'step_size'  # log density f / s_t^2, as published; 'one': f itself; docs/density.md
+  # Log density f / s_t^2, as published; 'one': f itself (docs/density.md); 'noise': f over sbar_t (docs/cpu.md)
+  config.diffusion.temperature = 'step_size'
 
   config.sampling = sampling = ml_collections.ConfigDict()
   sampling.num_steps = 30  # K, Langevin steps at each level; 0: normal approximation, one gradient a level (T1k)
@@ -121,7 +122,12 @@ def get_config():
   train.keep_every = 50_000  # and each one at a multiple of this step; 0 for none
 
   config.import_weights = ml_collections.ConfigDict()
-  config.import_weights.path = ''  # a checkpoint of CDRL's code (.pth.tar), or weights of DRL's as .npz; docs/cdrl.md
+  # An exported model, or the name of one that comes with the package, docs/pretrained.md; a checkpoint of CDRL's code
+  # (.pth.tar), or weights of DRL's as .npz, docs/cdrl.md
+  config.import_weights.path = ''
+
+  config.export = ml_collections.ConfigDict()
+  config.export.path = ''  # the file, *.npz; '' for export/STEP.npz in the workdir
 
   config.inpaint = inpaint = ml_collections.ConfigDict()
   inpaint.mask = 'left'  # what is hidden: left, right, top, bottom, centre, random, or an image, white there

@@ -16,6 +16,7 @@ from diffusion_ebm import (
   class_probabilities,
   composition,
   corrected_sampling,
+  exported,
   generate,
   inpainting,
   interpolation,
@@ -42,8 +43,8 @@ _log = logging.getLogger(__name__)
 class DiffusionEBM(struct.PyTreeNode):
   """A sequence of trained energy-based models, t = 0 (nearly clean) .. T-1 (nearly white noise).
 
-  Made by `load` or `from_parameters`. Images are uint8, or float in [-1, 1]; results are float32 in [-1, 1]. Vectors
-  are unbounded. Where a method draws, result number i depends on the key and on i alone.
+  Made by `pretrained`, `load` or `from_parameters`. Images are uint8, or float in [-1, 1]; results are float32 in
+  [-1, 1]. Vectors are unbounded. Where a method draws, result number i depends on the key and on i alone.
 
   Every method but `load_image` may be called inside `jax.jit`, and the object passed to a jitted function: it is a tree
   whose leaves are `log_z` and the weights of `ebm` and `proposal`. There types and shapes of arguments are checked, but
@@ -223,6 +224,31 @@ class DiffusionEBM(struct.PyTreeNode):
     """
     key, n = arguments.random_key(key), arguments.integer('n', n, 1)
     return self._corrected_sample(key, n, settings or corrected_sampling.Settings())
+
+  # Where models come from.
+
+  @staticmethod
+  def pretrained(name: str) -> 'DiffusionEBM':
+    """A trained model that comes with the package, or another that somebody has exported.
+
+    Args:
+      name: of a packaged one, such as 'digits' (docs/pretrained.md has them all); or the path of an exported file, or a
+        workdir.
+
+    Returns:
+      The model, whose weights were rounded to float16 where it comes from a file.
+
+    Raises:
+      UserError: there is no such model, or its file is damaged, of a newer version, or not the one that was shipped.
+    """
+    name = os.fspath(name)
+    if os.path.isdir(name) and name not in exported.packaged():
+      return load(name)
+    compilation.use_cache()
+    path = exported.find(name)
+    found = exported.read(path)
+    built, ebm, proposal = exported.parts(found, path)
+    return _made(found.config, ebm, built.shape, proposal, found.log_z, found.classes, found.calibration)
 
   # Classes and sums.
 
@@ -512,11 +538,7 @@ def load(workdir: str, step: int | None = None, config=None) -> DiffusionEBM:
   config, ebm, proposal, shape, step = found
   log_z = trained.log_z(workdir, step, ebm.levels.num_models, generate.asked(config))
   _log.info('loaded in %.1f s; each method is compiled when it is first called', time.monotonic() - began)
-  ebm, proposal = jax.device_put((ebm, proposal), jax.local_devices()[0])
-  classes = generate.class_names(config, trained.classes(workdir))
-  calibration = trained.calibration(found, workdir)
-  settings, precision = generate.settings(config), config.model.precision
-  return DiffusionEBM(ebm, log_z, shape, settings, proposal, classes, calibration, precision)
+  return _made(config, ebm, shape, proposal, log_z, trained.classes(workdir), trained.calibration(found, workdir))
 
 
 def from_parameters(config, params, spectral=None, log_z=None, proposal=None) -> DiffusionEBM:
@@ -554,7 +576,11 @@ def from_parameters(config, params, spectral=None, log_z=None, proposal=None) ->
     u = spectral_norm.init(jax.random.key(0), params) if spectral is None else spectral
     weights = trained.normalised(params, u, config.model.zero_init)
   log_z = None if log_z is None else np.asarray(log_z)
-  made = None if proposal is None else model.proposal(proposal)
-  classes = generate.class_names(config, ())
-  settings, precision = generate.settings(config), config.model.precision
-  return DiffusionEBM(model.ebm(weights), log_z, model.shape, settings, made, classes, precision=precision)
+  return _made(config, model.ebm(weights), model.shape, proposal and model.proposal(proposal), log_z)
+
+
+def _made(config, ebm, shape, proposal=None, log_z=None, classes=(), calibration=None) -> DiffusionEBM:
+  """The object of what has been read; its weights on one device."""
+  ebm, proposal = jax.device_put((ebm, proposal), jax.local_devices()[0])
+  names, settings = generate.class_names(config, classes), generate.settings(config)
+  return DiffusionEBM(ebm, log_z, shape, settings, proposal, names, calibration, config.model.precision)

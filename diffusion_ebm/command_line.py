@@ -16,7 +16,7 @@ from diffusion_ebm.run.errors import UserError
 _KEYS_SHOWN = 5
 
 
-def parse(argv: list[str], default_file: Callable[[list[str]], str], defaults):
+def parse(argv: list[str], default_file: Callable[[list[str]], str], defaults, of_model: Callable = lambda argv: None):
   """Parses the command line.
 
   Without --config, a workdir's own configuration goes on; a new workdir starts on the default one.
@@ -25,6 +25,7 @@ def parse(argv: list[str], default_file: Callable[[list[str]], str], defaults):
     argv: with the name of the program first.
     default_file: from the arguments, not parsed yet, to the configuration of a new workdir.
     defaults: the configuration that has every key.
+    of_model: from the arguments to the configuration of a trained model that a new workdir shall hold, or None.
 
   Returns:
     The configuration, locked.
@@ -34,7 +35,7 @@ def parse(argv: list[str], default_file: Callable[[list[str]], str], defaults):
   """
   app.define_help_flags()
   try:
-    config = _define_config(flags.FLAGS.read_flags_from_files(argv[1:]), default_file, defaults)
+    config = _define_config(flags.FLAGS.read_flags_from_files(argv[1:]), default_file, defaults, of_model)
     rest = flags.FLAGS(argv)
     config = config.value
     getattr(config, 'data', None)  # a configuration that could not be loaded says so when it is first used
@@ -67,10 +68,10 @@ def parse(argv: list[str], default_file: Callable[[list[str]], str], defaults):
   return config
 
 
-def _define_config(argv, default_file, defaults):
+def _define_config(argv, default_file, defaults, of_model):
   names = {arg.lstrip('-').partition('=')[0] for arg in argv if arg.startswith('-')}
   workdir = paths.workdir(given(argv, 'workdir'))
-  saved = None if 'config' in names else config_lib.load(workdir)
+  saved = None if 'config' in names else config_lib.load(workdir) or of_model(argv)
   if saved is None:
     return config_flags.DEFINE_config_file(
       'config', default_file(argv), 'The configuration; configs/default.py has its keys.', lock_config=True

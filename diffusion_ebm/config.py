@@ -16,6 +16,9 @@ from diffusion_ebm.run.errors import UserError
 _MAX_INT = 2**31 - 1
 _MAX_FLOAT = 1e30  # of float32 3.4e38, with room for products
 
+# Levels that the normal approximation of a step between two of them needs: with fewer, samples get visibly worse.
+_LEAST_FOR_NORMAL = 50
+
 # Widths of the published networks, by image size.
 _CH_MULT = {32: (1, 2, 2, 2), 64: (1, 2, 2, 2, 4), 128: (1, 2, 2, 2, 4, 4), 256: (1, 1, 2, 2, 2, 4, 4)}
 
@@ -48,7 +51,18 @@ _FREE = {
   'train.max_bad_steps',
 }
 # Sections of jobs that make a run or work on one: they say nothing about it.
-_FREE_SECTIONS = ('import_weights', 'inpaint', 'interpolate', 'ood', 'eval', 'density', 'long_run', 'steps', 'guidance')
+_FREE_SECTIONS = (
+  'import_weights',
+  'export',
+  'inpaint',
+  'interpolate',
+  'ood',
+  'eval',
+  'density',
+  'long_run',
+  'steps',
+  'guidance',
+)
 # Of the `model` section, how it is computed with: the same weights give the same numbers up to rounding.
 OF_ARITHMETIC = ('model.dtype', 'model.precision', 'model.remat')
 # What fits any weights.
@@ -362,10 +376,10 @@ def _level_misfits(config):
     yield f'diffusion.log_snr_min is {diffusion.log_snr_min}, but must be below diffusion.log_snr_max'
   if proposal and sampling.num_steps == 0:
     yield 'sampling.num_steps is 0, but a proposal learns from chains, and needs at least 1'
-  elif not proposal and num_levels != 1000 and (sampling.num_steps == 0 or sampling.generation_steps == -1):
+  elif not proposal and num_levels < _LEAST_FOR_NORMAL and (sampling.num_steps == 0 or sampling.generation_steps == -1):
     yield (
       'sampling.num_steps 0 and sampling.generation_steps -1, the normal approximation, hold for little noise a '
-      'level: they need diffusion.num_levels 1000'
+      f'level: they need diffusion.num_levels at least {_LEAST_FOR_NORMAL}'
     )
   top = noise_levels.num_models(num_levels, diffusion.schedule) - 1
   for level in config.density.levels if 'density' in config else ():
@@ -487,7 +501,7 @@ def check_same(config, saved: dict, where: str, free=()):
 
 
 def check_same_network(config, saved: dict, where: str):
-  """Raises a `UserError` that lists how the network, the levels or the shape of the data of another run differ."""
+  """Raises a `UserError` that lists how the network, the levels or the shape of the data of another model differ."""
   differing = [
     how
     for key, how in _differences(config, saved).items()
@@ -495,7 +509,7 @@ def check_same_network(config, saved: dict, where: str):
     and key not in _NOT_OF_WEIGHTS
   ]
   if differing:
-    raise UserError(f'--config.train.init_from={where} has another network: {", ".join(differing)}; set these alike')
+    raise UserError(f'{where} has another network: {", ".join(differing)}; set these alike')
 
 
 def _differences(config, saved: dict) -> dict[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 MAX_LEVELS = 1000
 STEP_SIZE_RULES = ('cumulative', 'conditional', 'posterior')
-TEMPERATURES = ('step_size', 'one')
+TEMPERATURES = ('step_size', 'one', 'noise')
 LEVEL_WEIGHTS = ('published', 'balanced')
 SCHEDULES = ('linear', 'cosine')
 
@@ -205,7 +205,9 @@ def make_levels(
       `s_t^2 = b^2 sigma_{t+1}^2`: the same fraction of the conditional's width where data are spread out; or
       'posterior', `s_t^2 = b^2 var(y_t | x_{t+1}, x)` (of each coordinate): the same fraction of its width where data
       are a single point x.
-    temperature: 'step_size', the published one: the log density is `f / s_t^2`; or 'one': it is f itself, in nats.
+    temperature: 'step_size', the published one: the log density is `f / s_t^2`; 'one': it is f itself, in nats; or
+      'noise': f over the standard deviation of the noise in `y_t`, so that the gradient of f is minus that noise in
+      units of its own width, at every level as large.
     level_weight: 'published', as of `with_steps`; or 'balanced', `(sbar_{t+1} / sigma_{t+1})^2` for the difference of
       log densities: for little noise it makes every level's loss half the squared error of its score in units of its
       noise, `sbar_{t+1}^2 |error|^2 / 2`.
@@ -234,10 +236,11 @@ def make_levels(
     s2 = s2 * noise.sigma_cum[:-1] / noise.sigma_cum[0]
   elif step_size_rule == 'posterior':
     s2 = step_size / (noise.is_recovery / noise.sigma_y**2 + 1 / (noise.a_y * noise.sigma_cum[:-1]) ** 2)
+  of_temperature = {'step_size': None, 'one': np.ones_like(s2), 'noise': noise.a_y * noise.sigma_cum[:-1]}
   return with_steps(
     noise,
     s2,
-    None if temperature == 'step_size' else np.ones_like(s2),
+    of_temperature[temperature],
     None if level_weight == 'published' else (noise.sigma_cum[1:] / noise.sigma_y) ** 2,
   )
 

@@ -165,7 +165,7 @@ def check_start(config):
     raise UserError(f'--config.train.init_from={workdir} holds no checkpoint: name the workdir of a trained run')
   if step not in (None, *known):
     raise UserError(f'--config.train.init_from: no checkpoint of step {step} in {workdir}; there are {known}')
-  config_lib.check_same_network(config, saved.to_dict(), workdir)
+  config_lib.check_same_network(config, saved.to_dict(), f'--config.train.init_from={workdir}')
 
 
 def start(config, state):

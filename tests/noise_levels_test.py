@@ -144,6 +144,20 @@ class LevelsTest(parameterized.TestCase):
     # The last level is a marginal one.
     np.testing.assert_allclose(levels.step_variance[5], 0.3 * levels.sigma_cum[5] ** 2)
 
+  @parameterized.parameters('linear', 'cosine')
+  def test_with_the_temperature_noise_the_gradient_of_f_is_minus_the_noise(self, schedule):
+    levels = noise_levels.make_levels(50, 0.2, temperature='noise', schedule=schedule)
+    t = jnp.array([0, 7, 49])
+    x, eps = jnp.full((3, 2), 0.5), jax.random.normal(jax.random.key(0), (3, 2))
+    y = levels.to_y(noise_levels.diffuse(levels, x, t, eps), t)
+
+    def f(y):  # whose density is that of diffused data that are all the same
+      a_y, a, sigma = (noise_levels.at(values, t, y) for values in (levels.a_y, levels.a_cum, levels.sigma_cum))
+      log_density = -0.5 * jnp.sum((y - a_y * a * x) ** 2 / (a_y * sigma) ** 2, axis=1)
+      return jnp.sum(log_density * noise_levels.at(levels.temperature, t, log_density))
+
+    np.testing.assert_allclose(jax.grad(f)(y), -eps, atol=1e-3)
+
   def test_other_rules_are_refused(self):
     with self.assertRaisesRegex(ValueError, 'other'):
       noise_levels.make_levels(6, 0.06, 'other')

@@ -41,6 +41,16 @@ class SamplingTest(absltest.TestCase):
         np.var(x), 0.25 * levels.a_cum[0] ** 2 + levels.sigma_cum[0] ** 2, rtol=4 * np.sqrt(2 / n) + own
       )
 
+  def test_a_hundred_levels_with_one_gradient_each_give_the_data_up_to_what_the_approximation_costs(self):
+    n = 20_000
+    keys = jax.random.split(jax.random.key(0), n)
+    for num_levels, cost in ((50, 0.0327), (100, 0.0179)):  # of the standard deviation, from the linear recursion
+      levels = noise_levels.make_levels(num_levels, 0.2, schedule='cosine')
+      x, _ = sampling.sample(gaussian(levels), keys, (1,), sampling.Settings(0))
+      truth = np.sqrt(0.25 * levels.a_cum[0] ** 2 + levels.sigma_cum[0] ** 2)
+      # Monte-Carlo error of a standard deviation 1 / sqrt(2 n).
+      np.testing.assert_allclose(np.std(x), (1 - cost) * truth, rtol=4 / np.sqrt(2 * n))
+
   def test_a_sample_depends_on_its_own_key_alone(self):
     keys = jax.random.split(jax.random.key(0), 4)
     np.testing.assert_allclose(self.draw(keys, num_steps=3)[0][2:], self.draw(keys[2:], num_steps=3)[0], rtol=1e-6)

@@ -50,6 +50,11 @@ def keep(folder: str, source, name: str, picture: np.ndarray):
   files.write_png(os.path.join(folder, listing.KEPT[2]), picture)
 
 
+def keep_classes(folder: str, name: str, classes: tuple[str, ...]):
+  """Writes the names of the classes of data that are not at hand, into a `summary.json` that `keep` will replace."""
+  files.write_json(_summary(folder), {'name': name, 'classes': list(classes)})
+
+
 def classes(folder: str) -> tuple[str, ...]:
   """The names of the classes by number, as far as they were kept; () if they were not."""
   try:
@@ -59,8 +64,11 @@ def classes(folder: str) -> tuple[str, ...]:
 
 
 def is_kept(folder: str) -> bool:
-  """Whether there is something from an earlier start."""
-  return os.path.exists(_summary(folder))
+  """Whether there is something from an earlier start that has seen the data."""
+  try:
+    return 'examples' in (files.read_json(_summary(folder)) or ())
+  except (OSError, ValueError, TypeError):
+    return True
 
 
 def changes(folder: str, source) -> str:

@@ -1,4 +1,4 @@
-"""The importing job: a workdir from the weights of another implementation."""
+"""The importing job: a workdir from an exported model, or from the weights of another implementation."""
 
 import logging
 import os
@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from diffusion_ebm import config as config_lib
+from diffusion_ebm import exported, train_step, trained
 from diffusion_ebm import model as model_lib
-from diffusion_ebm import train_step, trained
-from diffusion_ebm.networks import cdrl_weights, published_weights
+from diffusion_ebm.data import kept
+from diffusion_ebm.networks import cdrl_weights, published_weights, spectral_norm
 from diffusion_ebm.run import checkpoints, files, parallel, paths, torch_file
 from diffusion_ebm.run import workdir as workdir_lib
 from diffusion_ebm.run.errors import UserError
@@ -52,7 +53,7 @@ class Weights(NamedTuple):
   """What a file holds.
 
   Attributes:
-    kind: whose it is, 'CDRL' or 'DRL'.
+    kind: whose it is, 'CDRL', 'DRL' or 'diffusion_ebm'.
     sections: of the configuration: what the networks are made of.
     step: number of updates done.
     params: the energy network's raw parameters.
@@ -73,9 +74,11 @@ class Weights(NamedTuple):
 def run(config, workdir: str, seed: int = 0, step: int | None = None):
   """Makes a workdir, with one checkpoint, from the file that `config.import_weights.path` names.
 
-  It is a checkpoint of CDRL's published implementation (`torch.save`), or an `.npz` of weights of DRL's, with the names
-  of `published_weights.from_published`. What the networks are made of is read from it; the rest is the configuration's.
-  Training has ended at the checkpoint's step, which is 0 where the file does not say it; the optimisers are new.
+  It is an exported model (`diffusion_ebm.exported`) or the name of a packaged one, whose configuration `main.py` takes;
+  a checkpoint of CDRL's published implementation (`torch.save`); or an `.npz` of weights of DRL's, with the names of
+  `published_weights.from_published`. Of the latter two, what the networks are made of is read from the file; the rest
+  is the configuration's. Training has ended at the step of the file, which is 0 where it does not say it; the
+  optimisers are new.
 
   Args:
     config: the configuration.
@@ -89,16 +92,20 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
   del seed, step
   config = config_lib.resolve(config)
   path = _find(config)
-  trained.check_images(config, 'import')
   _check_new(workdir)
   doing(f'reading {path}')
-  weights = read(path, config.data.image_size)
-  _configure(config, weights)
+  ours = exported.is_one(path)
+  if ours:
+    weights, classes = _own(path, config)
+  else:
+    trained.check_images(config, 'import')
+    weights, classes = read(path, config.data.image_size), ()
+    _configure(config, weights)
   config_lib.check(config, 1)
   doing('building the network')
   model = model_lib.build(config)
   state = _state(model, weights, path)
-  _write(config, workdir, state)
+  _write(config, workdir, state, classes)
   _log.info('%s of %s, step %d: %s', path, weights.kind, weights.step, '; '.join(_overview(config, state)))
   _log.info(
     'imported into %s: draw samples with --mode=sample, score them with --mode=eval, train on with '
@@ -108,16 +115,56 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None):
   )
 
 
+def prepare(config, workdir: str, name: str):
+  """Makes the workdir of an exported model, as `run` does, unless it is that already.
+
+  Args:
+    config: the configuration.
+    workdir: a new one, or one that this has made before.
+    name: of a packaged model, or the path of an exported one.
+
+  Raises:
+    UserError: as of `run`, or the workdir holds another run.
+  """
+  saved = config_lib.load(workdir)
+  config.import_weights.path = name
+  path = name if name in exported.packaged() else exported.find(name)
+  if saved is None:
+    run(config, workdir)
+  elif saved.import_weights.path != path:
+    raise UserError(f'{workdir} holds another run than --pretrained={name}: name another --workdir, or leave it out')
+
+
+_FILES = 'an exported model (.npz), a checkpoint of CDRL (.pth.tar), or weights of DRL as .npz'
+
+
 def _find(config):
-  """The file's path, absolute, and so in the configuration too."""
+  """The file's path, absolute, and so in the configuration too, which keeps the name of a packaged model."""
   path = config.import_weights.path
   if not path:
-    raise UserError('--path is missing: name a checkpoint of CDRL (.pth.tar), or weights of DRL as .npz')
+    raise UserError(f'--path is missing: name {", ".join(exported.packaged())}, which come with the package, {_FILES}')
+  if path in exported.packaged():
+    return exported.find(path)
   path = os.path.abspath(paths.local(path, '--path'))
   if not os.path.isfile(path):
-    raise UserError(f'--path={path} is no file: name a checkpoint of CDRL (.pth.tar), or weights of DRL as .npz')
+    raise UserError(f'--path={path} is no file: name {", ".join(exported.packaged())}, {_FILES}')
   config.import_weights.path = path
   return path
+
+
+def _own(path, config):
+  """`(weights, names of the classes)` of an exported model; the configuration takes what it must be."""
+  model = exported.read(path)
+  config_lib.check_same_network(config, model.config.to_dict(), path)
+  # The weights are normalised already: again, only by a few rounding errors, with vectors of their own.
+  spectral = {}
+  if config.model.raw_singular_vectors:  # otherwise than by their own
+    config.model.update({'spectral_norm': False, 'raw_singular_vectors': False})
+  if config.model.spectral_norm:
+    spectral = spectral_norm.init(jax.random.key(0), model.weights)
+  config.train.num_steps = model.step
+  proposal = model.proposal and (model.proposal, model.proposal)
+  return Weights('diffusion_ebm', {}, model.step, model.weights, model.weights, spectral, proposal), model.classes
 
 
 def _check_new(workdir):
@@ -267,7 +314,7 @@ def _faults(what, found, wanted):
       yield f'{what}: {name} is not finite'
 
 
-def _write(config, workdir, state):
+def _write(config, workdir, state, classes):
   """The configuration comes last: with it the folder is a run."""
   doing('writing the checkpoint')
   workdir_lib.make(workdir)
@@ -276,6 +323,8 @@ def _write(config, workdir, state):
     saver = checkpoints.Saver(workdir, config.train.keep_checkpoints, config.train.keep_every, config.to_dict())
     saver.save(state, 0)
     saver.close()
+    if classes:
+      kept.keep_classes(workdir_lib.make(workdir, 'data'), config.data.name, classes)
     config_lib.save(config, workdir)
 
 

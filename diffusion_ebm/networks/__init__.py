@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from diffusion_ebm.networks.mlp import MLP, MLPSettings, ProposalMLP, ProposalMLPSettings
 from diffusion_ebm.networks.normal_factor import NormalFactor
 from diffusion_ebm.networks.resnet import ResNet, ResNetSettings
-from diffusion_ebm.networks.unet import UNet, UNetSettings
+from diffusion_ebm.networks.unet import EnergyUNet, ProposalUNet, UNetSettings
 
-NETWORKS = ('resnet', 'mlp')
+_KINDS = {'resnet': (ResNet, ResNetSettings), 'unet': (EnergyUNet, UNetSettings), 'mlp': (MLP, MLPSettings)}
+NETWORKS = tuple(_KINDS)
 PROPOSALS = ('unet', 'mlp')
 LEVEL_EMBEDDINGS = ('index', 'log_snr', 'angle')
 _ANGLES = 1000.0  # of `NoiseLevels.angle`, so that the embedding sees numbers as large as those of a thousand levels
@@ -33,7 +34,7 @@ def make_network(model, levels):
   terms['num_classes'] = model.num_classes
   if model.normal_factor:
     terms['normal_factor'] = NormalFactor(model.normal_factor, log_snr, tuple(levels.a_y.tolist()))
-  kind, settings = (MLP, MLPSettings) if model.name == 'mlp' else (ResNet, ResNetSettings)
+  kind, settings = _KINDS[model.name]
   return kind(_settings(settings, model, model.dtype), **terms)
 
 
@@ -49,12 +50,13 @@ def make_proposal_network(proposal, levels, dtype: str, num_classes: int = 0):
   Returns:
     A module with `init(key, x_next, t)` and `apply(params, x_next, t, dropout_keys)`, the mean of `y_t`.
   """
-  kind, settings = (ProposalMLP, ProposalMLPSettings) if proposal.name == 'mlp' else (UNet, UNetSettings)
+  kind, settings = (ProposalMLP, ProposalMLPSettings) if proposal.name == 'mlp' else (ProposalUNet, UNetSettings)
   return kind(_settings(settings, proposal, dtype), tuple((_ANGLES * levels.angle[1:]).tolist()), num_classes)
 
 
 def _settings(kind, section, dtype):
   """What a network is made of: the fields have the names of keys."""
-  values = {field.name: getattr(section, field.name) for field in dataclasses.fields(kind) if field.name != 'dtype'}
+  names = (field.name for field in dataclasses.fields(kind) if field.name != 'dtype')
+  values = {name: section[name] for name in names if name in section}  # a proposal's section lacks what is fixed
   values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
   return kind(**values, dtype=DTYPES[dtype])

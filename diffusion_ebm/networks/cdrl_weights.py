@@ -206,7 +206,7 @@ def _resolutions(shapes, way):
 
 
 def proposal(arrays: dict[str, np.ndarray]):
-  """Turns weights of the initialiser into parameters of `UNet`.
+  """Turns weights of the initialiser into parameters of `ProposalUNet`.
 
   Args:
     arrays: by their names there, such as `downs.0.0.conv1.weight`; kernels are OIHW or (out, in).

@@ -94,7 +94,7 @@ class ProposalMLPSettings:
 
 
 class ProposalMLP(nn.Module):
-  """The mean of `y_t` given `x_{t+1}`: `x_{t+1}` itself and a learned difference; the counterpart of `UNet`.
+  """The mean of `y_t` given `x_{t+1}`: `x_{t+1}` itself and a learned difference; the counterpart of `ProposalUNet`.
 
   Attributes:
     settings: what it is made of.

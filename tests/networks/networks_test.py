@@ -285,7 +285,7 @@ class UNetTest(absltest.TestCase):
   @testing.long
   def test_an_image_depends_on_its_own_level_and_key_alone_and_gradients_are_means(self):
     settings = unet.UNetSettings(ch=40, ch_mult=(1, 1), num_res_blocks=1, attention_resolutions=(8,), dropout=0.3)
-    network = unet.UNet(settings, tuple(np.linspace(100.0, 900.0, 6).tolist()))
+    network = unet.ProposalUNet(settings, tuple(np.linspace(100.0, 900.0, 6).tolist()))
     x, t, keys = images(4), jnp.array([0, 5, 2, 3]), jax.random.split(jax.random.key(2), 4)
     params = randomised(network.init(jax.random.key(1), x, t)['params'])
 
@@ -306,6 +306,76 @@ class UNetTest(absltest.TestCase):
     )
     for other in (value_and_gradient(params, x, t, keys[::-1])[0], network.apply({'params': params}, x, t)):
       self.assertGreater(np.min(np.max(np.abs(whole - other), axis=(1, 2, 3))), 1e-2)
+
+
+class EnergyUNetTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.y, self.t = images(3), jnp.array([0, 5, 2])
+
+  def make(self, **options):
+    settings = unet.UNetSettings(**(BASE | {'dropout': 0.0} | options))
+    network = unet.EnergyUNet(settings, num_classes=2)
+    return network, randomised(network.init(jax.random.key(1), self.y, self.t)['params'])
+
+  def test_the_gradient_is_half_of_the_output_and_of_the_transposed_derivative_times_the_image(self):
+    network, params = self.make()
+
+    def s(y):
+      level = network.apply({'params': params}, self.t, method='embed')
+      return unet._Body(network.settings).apply({'params': params['body']}, y, level['body'], None)
+
+    out, transposed = jax.vjp(s, self.y)
+    np.testing.assert_allclose(
+      network.apply({'params': params}, self.y, self.t), 0.5 * jnp.sum(self.y * out, (1, 2, 3)), rtol=1e-5
+    )
+    gradient = jax.grad(lambda y: jnp.sum(network.apply({'params': params}, y, self.t)))(self.y)
+    np.testing.assert_allclose(gradient, 0.5 * (out + transposed(self.y)[0]), rtol=1e-3, atol=1e-4)
+
+  def test_it_starts_flat(self):
+    network, _ = self.make()
+    params = network.init(jax.random.key(1), self.y, self.t)['params']
+    np.testing.assert_allclose(network.apply({'params': params}, self.y, self.t), 0, atol=0.05)
+
+  @parameterized.parameters(
+    {'ch': 16},
+    {'ch_mult': (1, 1)},
+    {'num_res_blocks': 2},
+    {'attention_resolutions': (8,)},
+    {'act': 'lrelu'},
+    {'norm': 'none'},
+    {'dtype': jnp.bfloat16},
+  )
+  def test_every_option_changes_the_energy(self, **option):
+    values = [
+      network.apply({'params': params}, self.y, self.t) for network, params in (self.make(), self.make(**option))
+    ]
+    self.assertEqual(values[1].dtype, jnp.float32)
+    self.assertGreater(np.max(np.abs(values[0] - values[1])), 1e-4)
+
+  def test_remat_changes_nothing_but_the_memory(self):
+    found = []
+    for remat in (False, True):
+      network, params = self.make(remat=remat, dropout=0.5)
+      keys = jax.random.split(jax.random.key(2), 3)
+      score = lambda y: jnp.sum(network.apply({'params': params}, y, self.t, keys))  # noqa: B023, E731
+      found.append(jax.grad(score)(self.y))
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-4)
+
+  def test_the_energy_depends_on_its_own_image_level_and_class_alone(self):
+    network, params = self.make()
+
+    def f(y, t, label):
+      level = network.apply({'params': params}, t, label, method='embed')
+      return network.apply({'params': params}, y, level, method='f')
+
+    label = jnp.array([1, 2, 0])
+    whole = f(self.y, self.t, label)
+    for i in range(3):
+      one = slice(i, i + 1)
+      np.testing.assert_allclose(whole[one], f(self.y[one], self.t[one], label[one]), rtol=1e-4, atol=1e-4)
+    for other in (f(self.y, self.t[::-1], label), f(self.y, self.t, label[::-1])):
+      self.assertGreater(np.abs(whole[0] - other[0]), 1e-3)
 
 
 class MLPTest(parameterized.TestCase):
