@@ -275,7 +275,7 @@ class PackagedTest(absltest.TestCase):
     self.assertLess(sum(sizes), 8e6)
 
   def test_another_file_of_the_name_is_refused(self):
-    folder = os.path.join(self.create_tempdir().full_path, 'pretrained')
+    folder = os.path.join(self.enter_context(tempfile.TemporaryDirectory()), 'pretrained')
     shutil.copytree(exported.PACKAGED, folder)
     with mock.patch.object(exported, 'PACKAGED', folder):
       path = exported.find('digits')
@@ -289,7 +289,7 @@ class PackagedTest(absltest.TestCase):
   def test_digits_of_a_class_are_of_that_class(self):
     model = diffusion_ebm.DiffusionEBM.pretrained('digits_classes')
     source = data.load_source(exported.config('digits_classes').data, 'test')
-    x, label = source.read(np.arange(100)), source.labels(np.arange(100))
+    x, label = source.read(np.arange(100)), source.labels[:100]
     log_prob = model.class_log_prob(preprocessing.to_unit_range(x))
     self.assertGreater(np.mean(np.argmax(log_prob, axis=1) == label), 0.9)
     drawn = model.of_class(3).sample(jax.random.key(0), 32)
@@ -308,11 +308,12 @@ class PackagedTest(absltest.TestCase):
   def test_the_density_in_the_plane_is_near_the_exact_one(self):
     model = diffusion_ebm.DiffusionEBM.pretrained('toy2d')
     x = data.load_source(exported.config('toy2d').data, 'test').read(np.arange(4000))
-    noisy = np.asarray(model.diffuse(jax.random.key(0), x, 0))
-    levels = model.ebm.levels
-    exact = toy.DISTRIBUTIONS['eight_gaussians'].log_density(noisy, levels.a_cum[0], levels.sigma_cum[0])
-    excess = exact - np.asarray(model.log_prob(noisy))  # whose mean is KL(data || model)
-    self.assertLess(abs(np.mean(excess)), 0.15)
+    levels, exact = model.ebm.levels, toy.DISTRIBUTIONS['eight_gaussians'].log_density
+    for t, bound in ((0, 0.3), (1, 0.06)):
+      noisy = np.asarray(model.diffuse(jax.random.key(0), x, t))
+      excess = exact(noisy, levels.a_cum[t], levels.sigma_cum[t]) - np.asarray(model.log_prob(noisy, t))
+      # Its mean is KL(data || model), and cannot be negative but for the error of log Z and of the mean.
+      self.assertBetween(np.mean(excess), -0.02, bound)
 
 
 if __name__ == '__main__':
