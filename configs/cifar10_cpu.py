@@ -15,6 +15,8 @@ def get_config():
   config.model.ch_mult = (1, 2, 2)
   config.model.num_res_blocks = 1
   config.model.act = 'swish'
+  config.model.norm = 'group'
+  config.model.quadratic = 1.0
   config.model.spectral_norm = False
   config.model.num_classes = 10
   config.model.level_embedding = 'angle'
@@ -33,7 +35,7 @@ def get_config():
   config.train.grad_clip = 1.0
   config.train.ema_decay = 0.999
   config.train.ema_warmup = True
-  config.train.num_steps = 3600
+  config.train.num_steps = 2400
   config.train.log_every = 50
   config.train.sample_every = 1200
   config.train.checkpoint_every = 200

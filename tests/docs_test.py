@@ -1,11 +1,13 @@
 """The examples in docs/, on a tiny run: what stands behind an expression as a comment is its value."""
 
+import glob
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 
 from absl.testing import absltest
 
@@ -13,7 +15,7 @@ from configs import digits, digits_classes
 from tests import docs_examples, testing
 
 # With the least number of values that are said.
-_PAGES = {'docs/api.md': 20, 'docs/tuning.md': 1, 'README.md': 0}
+_PAGES = {'docs/api.md': 20, 'docs/tuning.md': 1, 'docs/pretrained.md': 0, 'README.md': 0}
 
 
 @testing.long
@@ -55,11 +57,17 @@ class DocsTest(absltest.TestCase):
 
 class PackageTest(absltest.TestCase):
   def test_what_is_installed_is_all_that_there_is(self):
-    # setuptools looks for packages, folders with an __init__.py, and takes only the Python files in them.
-    for folder, _, names in os.walk(os.path.join(testing.ROOT, 'diffusion_ebm')):
+    # setuptools looks for packages, folders with an __init__.py, and takes the Python files in them, and what is named.
+    root = os.path.join(testing.ROOT, 'diffusion_ebm')
+    with open(os.path.join(testing.ROOT, 'pyproject.toml'), 'rb') as file:
+      named = tomllib.load(file)['tool']['setuptools']['package-data']['diffusion_ebm']
+    data = {path for pattern in named for path in glob.glob(os.path.join(root, pattern))}
+    self.assertNotEmpty(data)
+    for folder, _, names in os.walk(root):
       if os.path.basename(folder) != '__pycache__':
-        self.assertIn('__init__.py', names, folder)
-        self.assertEmpty([name for name in names if not name.endswith('.py')], folder)
+        others = {os.path.join(folder, name) for name in names if not name.endswith('.py')}
+        self.assertEmpty(others - data, folder)
+        self.assertTrue('__init__.py' in names or others, folder)
 
 
 if __name__ == '__main__':

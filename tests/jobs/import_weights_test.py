@@ -280,9 +280,9 @@ class RefusedTest(parameterized.TestCase):
     torch_files.save(tree, self.path)
 
   def test_no_file(self):
-    self.assert_refused(r'--path=.*weights\.pth\.tar is no file: name a checkpoint of CDRL')
+    self.assert_refused(r'--path=.*weights\.pth\.tar is no file: name .*an exported model .*a checkpoint of CDRL')
     self.assert_refused(r'--path=.* is no file', cdrl_config(self.folder))
-    self.assert_refused(r'--path is missing: name a checkpoint of CDRL', cdrl_config(''))
+    self.assert_refused(r'--path is missing: name .*an exported model .*a checkpoint of CDRL', cdrl_config(''))
 
   @parameterized.parameters(
     (b'', 'it is empty'),
