@@ -39,6 +39,8 @@ def parse(argv: list[str], default_file: Callable[[list[str]], str], defaults, o
     rest = flags.FLAGS(argv)
     config = config.value
     getattr(config, 'data', None)  # a configuration that could not be loaded says so when it is first used
+  except UserError:
+    raise
   except flags.Error as error:
     cause = str(error).strip()
     if 'Traceback' in cause:  # of get_config, which is not for users of a --config

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from unittest import mock
 
@@ -240,6 +242,21 @@ class JobsTest(absltest.TestCase):
       import_weights.prepare(exported.config(self.path), workdir, self.path)
     with self.assertRaisesRegex(UserError, 'holds another run than --pretrained=digits: name another'):
       import_weights.prepare(exported.config('digits'), workdir, 'digits')
+
+  @testing.long
+  def test_the_command_line_takes_a_name(self):
+    workdir = os.path.join(self.folder, 'by name')
+    command = [sys.executable, 'main.py', '--mode=sample', '--pretrained=digits_classes', f'--workdir={workdir}']
+    for more in (['--num_samples=2', '--config.sampling.label=7'], ['--num_samples=3', '--seed=1']):
+      result = subprocess.run([*command, *more], cwd=testing.ROOT, capture_output=True, text=True, check=False)
+      self.assertEqual(result.returncode, 0, result.stderr)
+    found = np.load(os.path.join(workdir, 'samples', 'samples_13500.npz'))['samples']
+    sevens = diffusion_ebm.DiffusionEBM.pretrained('digits_classes').of_class(7)
+    drawn = trained.load(config_lib.load(workdir), workdir)
+    self.assertEqual(drawn.config.sampling.label, '7')
+    self.assertEqual(found.shape, (2, 8, 8, 1))
+    log_prob = sevens.class_log_prob(preprocessing.to_unit_range(found))
+    np.testing.assert_array_equal(np.argmax(log_prob, axis=1), 7)
 
   def test_another_network_is_refused(self):
     config = exported.config(self.path)

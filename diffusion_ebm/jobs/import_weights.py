@@ -130,6 +130,7 @@ def prepare(config, workdir: str, name: str):
   config.import_weights.path = name
   path = name if name in exported.packaged() else exported.find(name)
   if saved is None:
+    exported.read(exported.find(name))  # what is wrong with the file is said of it as one of ours
     run(config, workdir)
   elif saved.import_weights.path != path:
     raise UserError(f'{workdir} holds another run than --pretrained={name}: name another --workdir, or leave it out')
