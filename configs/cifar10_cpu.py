@@ -1,4 +1,4 @@
-"""CIFAR-10 at 16x16 for a CPU, told classes: an energy of the form <y, s(y)> / 2 by score matching; docs/cpu.md."""
+"""CIFAR-10 at 16x16 for a CPU, an energy of the form <y, s(y)> / 2 by score matching; docs/cpu.md."""
 
 from configs import default
 
@@ -16,15 +16,12 @@ def get_config():
   config.model.num_res_blocks = 1
   config.model.act = 'swish'
   config.model.norm = 'group'
-  config.model.quadratic = 1.0
   config.model.spectral_norm = False
-  config.model.num_classes = 10
   config.model.level_embedding = 'angle'
   config.sampling.num_steps = 0
   config.sampling.step_size = 0.2
   config.sampling.step_size_rule = 'posterior'
-  config.sampling.noise_scale = 1.0
-  config.sampling.label = 'all'
+  config.sampling.noise_scale = 0.95
   config.sampling.denoise = True
   config.train.objective = 'dsm'
   config.train.level_weight = 'balanced'

@@ -126,7 +126,9 @@ class ConfigsTest(parameterized.TestCase):
     self.take_one_step(name)
 
   @testing.long
-  @parameterized.parameters('cifar10', 'cifar10_t1k', 'digits_classes', 'digits_cdrl', 'digits_density', 'toy2d_cdrl')
+  @parameterized.parameters(
+    'cifar10', 'cifar10_cpu', 'cifar10_t1k', 'digits_classes', 'digits_cdrl', 'digits_density', 'toy2d_cdrl'
+  )
   def test_each_kind_of_network_takes_one_step_on_its_data(self, name):
     self.take_one_step(name)
 
