@@ -74,6 +74,7 @@ class ConfigsTest(parameterized.TestCase):
           'imagenet32_cdrl',
           'imagenet32_cdrl_classes',
           'cifar10_cdrl_classes',
+          'cifar10_16',
           'cifar10_cpu',
           'digits_classes',
           'digits_cdrl',
