@@ -114,7 +114,7 @@ def _rounding(found, seed):
   levels, model = found.ebm.levels, generate.make_sampler(found.config, found.shape, _NUM_COMPARED)
   x, _ = model(found.ebm, found.proposal, seed, 0, _NUM_COMPARED)
   ebm = jax.device_put(found.ebm, jax.local_devices()[0])
-  exact = ebm.replace(weights=jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), exported.rounded(ebm.weights)))
+  small = ebm.replace(weights=jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), exported.rounded(ebm.weights)))
   shown = np.asarray(sampling.shown_levels(levels.num_models)[:-1])
   eps = langevin.normal_noise(random_keys.sample_keys(seed, jnp.arange(len(x))), found.shape)(0)
 
@@ -124,7 +124,7 @@ def _rounding(found, seed):
     t = jnp.full(len(x), t)
     return marginal_density.log_density(ebm, noise_levels.diffuse(levels, x, t, eps), t)
 
-  before, after = (np.stack([log_densities(each, t) for t in shown]) for each in (ebm, exact))
+  before, after = (np.stack([log_densities(each, t) for t in shown]) for each in (ebm, small))
   change = after - before
   return np.abs(change - np.median(change, axis=1, keepdims=True)) / np.std(before, axis=1, keepdims=True)
 
