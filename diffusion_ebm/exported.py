@@ -176,8 +176,7 @@ def find(name: str) -> str:
     raise UserError(f'{name} is no model: name {", ".join(known)}, or the path of an exported one')
   path = os.path.join(PACKAGED, name + _ENDING)
   try:
-    with open(path, 'rb') as file:
-      digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    digest = files.sha256(path)
   except OSError as error:
     raise UserError(f'{path} cannot be read ({error.strerror}): install diffusion_ebm again') from error
   if digest != known[name]:

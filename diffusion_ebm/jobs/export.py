@@ -1,6 +1,5 @@
 """The exporting job: a small file of a trained workdir's model, for others to use, and a draft of its model card."""
 
-import hashlib
 import logging
 import os
 
@@ -67,8 +66,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> str:
   exported.write(path, model)
   doing('comparing with float32')
   moved = _rounding(found, seed)
-  with open(path, 'rb') as file:
-    digest = hashlib.file_digest(file, 'sha256').hexdigest()
+  digest = files.sha256(path)
   size = os.path.getsize(path)
   card = os.path.splitext(path)[0] + '.md'
   files.write_text(card, _card(model, os.path.basename(path), size, digest))

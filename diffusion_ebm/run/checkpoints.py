@@ -12,7 +12,6 @@ import collections
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -24,7 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from diffusion_ebm.run import parallel
+from diffusion_ebm.run import files, parallel
 from diffusion_ebm.run.errors import SaveError, UserError
 
 _log = logging.getLogger(__name__)
@@ -100,7 +99,7 @@ class Saver:
     for name in os.listdir(self._folder):
       folder = os.path.join(self._folder, name)
       if not name.isdecimal() and os.path.isdir(os.path.join(folder, 'state')) and not name.startswith(_ASIDE):
-        sums = ''.join(f'{_sha256(os.path.join(folder, file))}  {file}\n' for file in _files(folder))
+        sums = ''.join(f'{files.sha256(os.path.join(folder, file))}  {file}\n' for file in _files(folder))
         with open(os.path.join(folder, _SUMS), 'w', encoding='utf-8') as file:
           file.write(sums)
           file.flush()
@@ -198,11 +197,6 @@ def _describe(state):
 
 def _name(path):
   return jax.tree_util.keystr(path, simple=True, separator='/')
-
-
-def _sha256(path):
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _files(folder):
@@ -377,7 +371,7 @@ def _inspect(path):
       file = os.path.join(path, os.path.normpath(f'/{name}')[1:])  # nowhere else
       if not os.path.isfile(file):
         return [f'{file} is missing', None]
-      if _sha256(file) != digest:
+      if files.sha256(file) != digest:
         return [f'{file} is truncated or has changed: its SHA-256 is another', None]
     name = os.path.join(path, 'data', 'metadata')
     about = json.loads(_read(name))

@@ -72,6 +72,12 @@ def digest(array: np.ndarray) -> str:
   return hashlib.sha256(f'{array.dtype}{array.shape}'.encode() + array.tobytes()).hexdigest()[:16]
 
 
+def sha256(path) -> str:
+  """The SHA-256 of a file, in hexadecimal."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
 def write_text(path, text: str):
   """Writes text as UTF-8."""
   with replacing(path) as file:
