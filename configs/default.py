@@ -158,6 +158,14 @@ def get_config():
   density.data_steps = 1000  # of the kernel on the model, from diffused data, before the reverse pass
   density.baselines = False  # fit a Gaussian mixture and kernels to the images too; for small images
   density.num_draws = 8  # of the noise that dequantises each image
+  density.checks = ()  # independent estimates beside it: exchange (replica exchange), flow (probability-flow ODE)
+  density.num_ladders = 32  # exchange: ladders that know nothing of each other
+  density.num_rounds = 480  # exchange: rounds of steps at each rung, then swaps; the first third is warm-up
+  density.exchange_steps = 1  # exchange: of the kernel in a round
+  density.overlap = 0.5  # exchange: share of effective samples from one rung to the next, below rung_ess
+  density.reverse_from = 'data'  # where the reverse pass starts: data, moved by data_steps; or exchange: its states
+  density.rtol = 1e-4  # flow: tolerance of the solver
+  density.num_probes = 0  # flow: random signs for the divergence; 0: exact, as many products as an image has numbers
 
   config.long_run = long_run = ml_collections.ConfigDict()
   long_run.kernel = 'mala'  # ula, mala or hmc

@@ -21,4 +21,5 @@ def get_config():
   config.density.levels = (0, 4, 8)
   config.density.rung_ess = 0.998
   config.density.num_steps = 8
+  config.density.checks = ('exchange', 'flow')
   return config

@@ -15,7 +15,7 @@ import numpy as np
 from configs import digits_drl, toy2d
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import model as model_lib
-from diffusion_ebm import older_versions
+from diffusion_ebm import noise_levels, older_versions
 from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.evaluate import classifier
 from diffusion_ebm.jobs import inpaint, interpolate, ood, sample, train
@@ -76,6 +76,26 @@ class GaussianNetwork:
 def gaussian_ebm(levels, covariance):
   """The exact model of Gaussian data of mean zero; its `network` is a `GaussianNetwork`."""
   return Ebm({}, GaussianNetwork(levels, covariance), levels)
+
+
+def mixture_ebm(levels, means, weights, width, log_z=0.0):
+  """The exact model of a mixture of normal densities of standard deviation `width`, at integer and at real levels.
+
+  `exp(F(y, t))` has the normaliser `exp(log_z)` at every level; `levels` are of temperature one.
+  """
+  means, log_weights = jnp.asarray(means, jnp.float32), jnp.log(jnp.asarray(weights, jnp.float32))
+
+  def f(y, t):
+    t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), len(y))
+    a_y, dim = noise_levels.at(levels.a_y, t, t), y.shape[1]
+    a_cum2, sigma_cum2 = noise_levels.powers_between(levels.log_snr[:-1], t, t)
+    variance = (a_y**2 * (a_cum2 * width**2 + sigma_cum2))[:, None]
+    centres = (a_y * jnp.sqrt(a_cum2))[:, None, None] * means
+    squares = jnp.sum((y[:, None] - centres) ** 2, -1)
+    parts = log_weights - 0.5 * squares / variance - 0.5 * dim * jnp.log(2 * np.pi * variance)
+    return jax.scipy.special.logsumexp(parts, axis=1) + log_z
+
+  return function_ebm(levels, f)
 
 
 def digits_config(**changes):

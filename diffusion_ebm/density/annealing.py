@@ -12,6 +12,7 @@ from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.run import parallel
 from diffusion_ebm.run.errors import DivergedError
 from diffusion_ebm.run.progress import Progress
+from diffusion_ebm.run.unfinished import Unfinished
 
 # Rungs, or steps, that are run at once: what is compiled has this length.
 _CHUNK = 64
@@ -31,27 +32,41 @@ class Ladder(NamedTuple):
 
   def back_from(self, last: int) -> 'Ladder':
     """The way back from rung number `last` to the first."""
-    return Ladder(ladder.Rungs(*(each[last::-1] for each in self.rungs)), self.step_sizes[last::-1])
+    return self._at(np.arange(last, -1, -1))
 
   def part(self, first: int, count: int) -> 'Ladder':
     """Rungs `first` to `first + count`; beyond the last one, it again: a move between equals gains nothing."""
     index = np.minimum(first + np.arange(count + 1), len(self.step_sizes) - 1)
+    return self._at(index)
+
+  def thinned(self, every: int) -> 'Ladder':
+    """Every so many rungs, the first one, and those that are the model of a level."""
+    number = np.arange(len(self.step_sizes))
+    return self._at(number[(number % every == 0) | (self.rungs.fraction == 1)])
+
+  def _at(self, index):
     return Ladder(ladder.Rungs(*(each[index] for each in self.rungs)), self.step_sizes[index])
 
 
-def _not_finite(level):
+def not_finite(level: int) -> DivergedError:
+  """The exception for chains that left the numbers at a level."""
   return DivergedError(
     f'the energies of level {level} are not finite where the chains went: choose another --step, or '
     f'train with --config.model.quadratic=1'
   )
 
 
-def choose_ladder(ebm: Ebm, shape, kernel, pilot: ladder.Pilot, num_chains: int, seed: int) -> Ladder:
-  """The ladder that a pilot run chooses; arguments as of `ladder.choose`.
+def choose_ladder(
+  ebm: Ebm, shape, kernel, pilot: ladder.Pilot, num_chains: int, seed: int, unfinished: Unfinished | None = None
+) -> Ladder:
+  """The ladder that a pilot run chooses; arguments as of `ladder.choose` and `Annealing`.
 
   Raises:
     DivergedError: the chains reached values that are not finite.
   """
+  unfinished = unfinished or Unfinished()
+  if known := unfinished.read('ladder'):
+    return Ladder(ladder.Rungs(known['level'], known['fraction']), known['step_sizes'])
   progress = Progress('choosing rungs', ebm.levels.num_models, unit='level')
 
   def on_level(level):
@@ -62,15 +77,18 @@ def choose_ladder(ebm: Ebm, shape, kernel, pilot: ladder.Pilot, num_chains: int,
   try:
     found = Ladder(*ladder.choose(ebm, keys, shape, kernel, pilot, on_level))
   except FloatingPointError as error:
-    raise _not_finite(error.args[0]) from error
+    raise not_finite(error.args[0]) from error
   progress.close()
+  unfinished.write('ladder', True, **found.rungs._asdict(), step_sizes=found.step_sizes)
   return found
 
 
 class Annealing:
   """Chains on the ladder of a model, in both directions; each of the two kinds of pass is compiled once."""
 
-  def __init__(self, ebm: Ebm, shape, kernel, num_steps: int, num_chains: int, seed: int):
+  def __init__(
+    self, ebm: Ebm, shape, kernel, num_steps: int, num_chains: int, seed: int, unfinished: Unfinished | None = None
+  ):
     """Prepares.
 
     Args:
@@ -80,8 +98,10 @@ class Annealing:
       num_steps: of the kernel at each rung.
       num_chains: N, rounded up to a multiple of the devices.
       seed: of all random numbers.
+      unfinished: where to keep what has been done, so that it goes on there; None for nowhere.
     """
     self._ebm, self._shape, self._seed = ebm, shape, np.uint32(seed)
+    self._unfinished = unfinished or Unfinished()
     self._index = np.arange(parallel.up_to_devices(num_chains), dtype=np.int32)
 
     def anneal(shared, x, index):
@@ -112,42 +132,58 @@ class Annealing:
     x = np.asarray(langevin.normal_noise(keys, self._shape)(self._ebm.levels.num_models))
     return self._pass('forward', steps, x, _FORWARD)
 
-  def reverse(self, steps: Ladder, level: int, source, grey_width: float, data_steps: int):
+  def reverse(self, steps: Ladder, level: int, x):
     """Log weights (N,) of the way from the model of a level back to the first rung.
 
     Args:
       steps: the ladder.
       level: in 0..T-1.
-      source: of the data, near which the chains start.
-      grey_width: over which images are dequantised, 0 for vectors.
-      data_steps: of the kernel on the model, before the pass.
+      x: samples of the level's model, (N, ...), as of `near_data` or of replica exchange.
     """
-    last = steps.reached(level)
-    x = self._near_data(steps, last, level, source, grey_width, data_steps)
-    return self._pass(f'reverse, level {level}', steps.back_from(last), x, _REVERSE + 256 * level)[0][-1]
+    return self._pass(f'reverse, level {level}', steps.back_from(steps.reached(level)), x, _REVERSE + 256 * level)[0][
+      -1
+    ]
 
   def _pass(self, name, steps, x, stream):
-    num_moves = len(steps.step_sizes) - 1
+    num_moves, part = len(steps.step_sizes) - 1, name.replace(', ', '_').replace(' ', '_')
     progress = Progress(name, num_moves, unit='rung')
-    gains, acceptance = [np.zeros((1, len(self._index)))], [np.ones(1)]
-    for first in range(0, num_moves, _CHUNK):
+    kept = self._unfinished.read(part) or {'x': x, 'gains': np.zeros((1, len(self._index))), 'acceptance': np.ones(1)}
+    x, gains, acceptance = kept['x'], [kept['gains']], [kept['acceptance']]
+    progress.update(done := len(kept['gains']) - 1)
+    for first in range(done, num_moves, _CHUNK):
       shared = self._ebm, steps.part(first, _CHUNK), self._seed, np.uint32(stream), np.int32(first)
       x, *gained = self._anneal(shared, x, self._index)
       gain, accepted = (np.ascontiguousarray(each.T) for each in gained)
       count = min(_CHUNK, num_moves - first)
       gains.append(gain[:count])
       acceptance.append(accepted[:count].mean(1))
+      so_far = {'x': x, 'gains': np.concatenate(gains), 'acceptance': np.concatenate(acceptance)}
+      self._unfinished.write(part, first + count == num_moves, **so_far)
       progress.update(count)
       progress.line(always=False)
     progress.close()
     weights = np.cumsum(np.concatenate(gains, dtype=np.float64), axis=0)
     if not np.all(np.isfinite(weights)):
-      raise _not_finite(int(steps.rungs.level[np.flatnonzero(~np.all(np.isfinite(weights), axis=1))[0]]))
+      raise not_finite(int(steps.rungs.level[np.flatnonzero(~np.all(np.isfinite(weights), axis=1))[0]]))
     return weights, np.concatenate(acceptance)
 
-  def _near_data(self, steps, last, level, source, grey_width, data_steps):
-    """Samples of a level's model, approximately: diffused data, moved by many steps that leave the model as it is."""
-    seed = int(self._seed)
+  def near_data(self, steps: Ladder, level: int, source, grey_width: float, data_steps: int):
+    """Samples of a level's model, approximately: diffused data, moved by many steps that leave the model as it is.
+
+    Args:
+      steps: the ladder.
+      level: in 0..T-1.
+      source: of the data.
+      grey_width: over which images are dequantised, 0 for vectors.
+      data_steps: of the kernel.
+
+    Returns:
+      (N, ...).
+    """
+    part = f'near_data_{level}'
+    if known := self._unfinished.read(part):
+      return known['x']
+    seed, last = int(self._seed), steps.reached(level)
     examples = source.read(np.random.default_rng(seed).permutation(len(source))[self._index % len(source)])
     keys = random_keys.sample_keys(seed, self._index, DATA + 256 * level)
     x = preprocessing.to_continuous(keys, jnp.asarray(examples), grey_width)
@@ -161,4 +197,5 @@ class Annealing:
       progress.update(min(_CHUNK, data_steps - first))
       progress.line(always=False)
     progress.close()
+    self._unfinished.write(part, True, x=x)
     return x

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_ebm import langevin, preprocessing, random_keys
-from diffusion_ebm.density import bound, log_prob
+from diffusion_ebm.density import bound, flow, log_prob
 from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.run import parallel
 from diffusion_ebm.run.progress import Progress
+from diffusion_ebm.run.unfinished import Unfinished
 
 # Streams of random numbers.
-DATA, _BOUND = 0xA153, 0xA155
+DATA, _BOUND, _PROBES = 0xA153, 0xA155, 0xA159
 
 
 def make_log_densities(grey_width: float, num_draws: int, batch_size: int, seed: int):
@@ -76,17 +77,55 @@ def bounds(ebm: Ebm, source, grey_width: float, limit: int, batch_size: int, see
   return _over_source(on_batch, 'bound of the sampler', batch_size)(ebm, source, limit)
 
 
-def _over_source(function, name, batch_size):
+def of_flow(
+  ebm: Ebm, source, grey_width: float, log_z_top, log_z, rtol: float, num_probes: int, batch_size: int, seed: int, kept
+):
+  """Log densities by the probability-flow ODE, and by the energies at the same points: the first draw of `clean`.
+
+  Args:
+    ebm: the model.
+    source: of the data.
+    grey_width: over which images are dequantised, 0 for vectors.
+    log_z_top: the normaliser of the noisiest level's density of `x_{T-1}`, in nats.
+    log_z: log Z_0, as of `log_prob.log_prob`.
+    rtol: of the solver, as of `flow.log_density`.
+    num_probes: likewise.
+    batch_size: examples at once.
+    seed: of the noise.
+    kept: the `Unfinished` work.
+
+  Returns:
+    `(flow, energy, num_evaluations)`, each (N,): in nats; and evaluations of the score.
+  """
+
+  def on_batch(shared, examples, index):
+    ebm, log_z_top, log_z = shared
+    a = float(ebm.levels.a_cum[0])
+    dequantize_keys, _ = random_keys.split(random_keys.fold_in(random_keys.sample_keys(seed, index, DATA), 0))
+    x = preprocessing.to_continuous(dequantize_keys, examples, grey_width)
+    probes = random_keys.sample_keys(seed, index, _PROBES)
+    found, count = flow.log_density(ebm, a * x, probes, log_z_top, rtol, num_probes)
+    return found + x[0].size * np.log(a), log_prob.log_prob(ebm, x, log_z), count
+
+  over_all = _over_source(on_batch, 'probability-flow ODE', batch_size, kept)
+  return over_all((ebm, np.float32(log_z_top), np.float32(log_z)), source, len(source))
+
+
+def _over_source(function, name, batch_size, unfinished: Unfinished | None = None):
   """`function` over the first examples of a source: a tuple of (N,) float64."""
-  batch_size = parallel.up_to_devices(batch_size)
-  on_batch = parallel.map_examples(function, batch_size)
+  batch_size, unfinished = parallel.up_to_devices(batch_size), unfinished or Unfinished()
+  on_batch, part = parallel.map_examples(function, batch_size), name.replace(' ', '_')
 
   def run(shared, source, limit):
-    count, parts = min(len(source), limit), []
+    count, done = min(len(source), limit), unfinished.read(part)
+    parts = [tuple(done[f'{i}'] for i in range(len(done)))] if done else []
     progress = Progress(name, count, unit='example')
-    for first in range(0, count, batch_size):
+    progress.update(first_left := len(parts[0][0]) if parts else 0)
+    for first in range(first_left, count, batch_size):
       index = np.arange(first, min(first + batch_size, count), dtype=np.int32)
       parts.append(on_batch(shared, source.read(index), index, progress=progress))
+      so_far = [np.concatenate(each) for each in zip(*parts, strict=True)]
+      unfinished.write(part, index[-1] == count - 1, **{f'{i}': each for i, each in enumerate(so_far)})
     progress.close()
     return tuple(np.concatenate(each).astype(np.float64) for each in zip(*parts, strict=True))
 

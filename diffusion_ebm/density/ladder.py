@@ -36,13 +36,13 @@ def level_log_density(ebm: Ebm, t):
 
   Args:
     ebm: the model.
-    t: a level, int () in 0..T.
+    t: a level, or one for each example, int () or (B,) in 0..T.
 
   Returns:
     A function from (B, ...) to (B,), in nats.
   """
   levels, top = ebm.levels, ebm.levels.num_models
-  level = jnp.minimum(jnp.asarray(t), top - 1)[None]
+  level = jnp.minimum(jnp.atleast_1d(t), top - 1)
   model = ebm.at(level)
 
   def log_density(x):
@@ -61,6 +61,18 @@ def rung_log_density(ebm: Ebm, rung: Rungs):
     return rung.fraction * below(x) + (1 - rung.fraction) * above(x)
 
   return lambda x: lax.cond(rung.fraction == 1, below, both, x)
+
+
+def rungs_log_density(ebm: Ebm, rungs: Rungs):
+  """Likewise where each example is at a rung of its own, `rungs` of shape (B,): one evaluation of two examples each."""
+  both = level_log_density(ebm, jnp.concatenate([rungs.level, rungs.level + 1]))
+
+  def log_density(x):
+    below, above = jnp.split(both(jnp.concatenate([x, x])), 2)
+    # Where the level above is left out, it may be infinite.
+    return rungs.fraction * below + (1 - rungs.fraction) * jnp.where(rungs.fraction == 1, 0.0, above)
+
+  return log_density
 
 
 class Pilot(NamedTuple):

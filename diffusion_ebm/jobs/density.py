@@ -1,5 +1,6 @@
 """The density job: log Z of a checkpoint's levels from both ends, log density and bits per dimension of data."""
 
+import functools
 import logging
 import os
 import time
@@ -8,12 +9,22 @@ import jax
 import numpy as np
 
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import data, generate, langevin, preprocessing, sampling, trained
-from diffusion_ebm.density import ais, annealing, baseline_densities, dataset_log_prob, ladder, log_prob
-from diffusion_ebm.evaluate import features
+from diffusion_ebm import data, generate, langevin, preprocessing, random_keys, sampling, trained
+from diffusion_ebm.density import (
+  agreement,
+  ais,
+  annealing,
+  baseline_densities,
+  dataset_log_prob,
+  ladder,
+  log_prob,
+  tempering,
+)
+from diffusion_ebm.evaluate import chain_diagnostics, features
 from diffusion_ebm.run import files, pictures
 from diffusion_ebm.run import workdir as workdir_lib
 from diffusion_ebm.run.errors import UserError
+from diffusion_ebm.run.unfinished import Unfinished
 
 _log = logging.getLogger(__name__)
 
@@ -21,13 +32,16 @@ _NUM_BOUNDED = 1000  # examples, at most, for which the sampler's bound takes a 
 _MIN_ACCEPTANCE = 0.1  # below it chains stand still
 _FEW = 2.0  # effective samples below which an estimate says nothing
 _CROSSED = 3.0  # standard errors, of both ends, by which they may cross
+_MAX_R_HAT = 1.05
+_START = 0xA15A  # stream of random numbers
 
 
 def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
-  """Estimates log Z by annealed importance sampling from both ends, and the log density of a split.
+  """Estimates log Z by annealed importance sampling from both ends, and the log density of a split; checks both.
 
-  Writes to `density/` in the workdir: `results.json`, `ladder.npz` (rungs, step sizes, log weights), `log_z.png` and
-  `log_prob.png`, with a number behind each name where there are results of other inputs.
+  Writes to `density/` in the workdir: `results.json`, `routes.md` (a table of the estimates), `ladder.npz` (rungs, step
+  sizes, log weights), `log_probs.npz` (of each example), `log_z.png` and `log_prob.png`, with a number behind each name
+  where there are results of other inputs. A job that was killed goes on where it was.
 
   Args:
     config: the configuration; the `density` section says how.
@@ -51,14 +65,16 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
   if drawn.num_steps == 0 and drawn.noise_scale == 1 and not drawn.denoised:  # one normal density a level
     values = dataset_log_prob.bounds(ebm, source, _grey_width(config), _NUM_BOUNDED, size, seed)
     record['sampler_bound'] = _bounds(config, values)
-  log_z, weights = _log_z(config, ebm, shape, source, seed)
+  unfinished = Unfinished(folder, _inputs(config, source, step, seed))
+  log_z, weights = _log_z(config, ebm, shape, source, seed, unfinished)
 
   _log.info('log density of the %s split', config.density.split)
   log_densities = dataset_log_prob.make_log_densities(_grey_width(config), config.density.num_draws, size, seed)
   values = log_densities(ebm, source, log_z[0]['log_z'])
   record |= {'split': config.density.split, 'num_images': len(source), 'step': step, 'seed': seed}
   record |= _log_probs(config, values, log_z[0]) | {'log_z': log_z, 'num_rungs': len(weights['step_size'])}
-  record |= {'seconds': time.monotonic() - began, 'jax': jax.__version__, 'platform': jax.default_backend()}
+  each, routes = _routes(config, ebm, shape, source, values['clean'], log_z, seed, unfinished)
+  record |= routes | {'seconds': time.monotonic() - began, 'jax': jax.__version__, 'platform': jax.default_backend()}
   record['config'] = config.to_dict()
   if of := generate.asked(config):
     record['of'] = of
@@ -70,7 +86,8 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
   title = f'log density in nats (log Z {log_z[0]["lower"]:.2f} .. {log_z[0]["upper"]:.2f})'
   record['inputs'] = _inputs(config, source, step, seed)
   plots = {'log_z': pictures.log_z_ladder(log_z), 'log_prob': pictures.histograms(shown, title)}
-  path = _write(folder, record, weights, plots)
+  path = _write(folder, record, {'ladder': weights, 'log_probs': each}, plots)
+  unfinished.remove()
   _log.info('results in %s, pictures beside it', path)
   return record
 
@@ -82,12 +99,14 @@ def _inputs(config, source, step, seed):
   return {'step': step, 'seed': seed, 'density': config.density.to_dict(), 'data': of_data, 'sampling': drawn}
 
 
-def _write(folder, record, weights, plots):
+def _write(folder, record, arrays, plots):
   """The numbers, the arrays behind them and the pictures; returns the path of the first."""
   number = workdir_lib.claim_number(folder, trained.DENSITY_RESULTS, record['inputs'])
   path = os.path.join(folder, f'{trained.DENSITY_RESULTS}{number}.json')
   files.write_json(path, record)
-  files.write_npz(os.path.join(folder, f'ladder{number}.npz'), weights)
+  files.write_text(os.path.join(folder, f'routes{number}.md'), record['table'])
+  for name, each in arrays.items():
+    files.write_npz(os.path.join(folder, f'{name}{number}.npz'), each)
   for name, picture in plots.items():
     files.write_png(os.path.join(folder, f'{name}{number}.png'), picture)
   return path
@@ -101,18 +120,23 @@ def _grey_width(config) -> float:
 # Log Z.
 
 
-def _log_z(config, ebm, shape, source, seed):
+def _log_z(config, ebm, shape, source, seed, unfinished):
   """`(log_z, weights)`: a record for each level whose log Z is bracketed, from level 0 on, and arrays behind them."""
   density = config.density
   kernel = langevin.make_kernel(density.kernel, density.num_leapfrog)
   acceptance = density.acceptance or langevin.TARGET_ACCEPTANCE[density.kernel]
   pilot = ladder.Pilot(density.num_steps, density.rung_ess, acceptance)
-  steps = annealing.choose_ladder(ebm, shape, kernel, pilot, density.pilot_chains, seed)
+  steps = annealing.choose_ladder(ebm, shape, kernel, pilot, density.pilot_chains, seed, unfinished)
   _log.info(
     '%d rungs, step sizes from %.3g to %.3g', len(steps.step_sizes), steps.step_sizes.min(), steps.step_sizes.max()
   )
+  shown = density.levels or sampling.shown_levels(ebm.levels.num_models)[:-1]
+  levels = sorted({0, *shown, *([ebm.levels.num_models - 1] if 'flow' in density.checks else [])})
+  exchanged = None
+  if 'exchange' in density.checks:
+    exchanged = _exchange(config, ebm, kernel, steps, levels, acceptance, seed, unfinished)
 
-  chains = annealing.Annealing(ebm, shape, kernel, density.num_steps, density.num_chains, seed)
+  chains = annealing.Annealing(ebm, shape, kernel, density.num_steps, density.num_chains, seed, unfinished)
   forward, acceptance = chains.forward(steps)
   low = np.flatnonzero(acceptance < _MIN_ACCEPTANCE)
   if low.size:
@@ -120,8 +144,14 @@ def _log_z(config, ebm, shape, source, seed):
       f'the acceptance of the chains collapsed to {acceptance[low[0]]:.3f} at level {steps.rungs.level[low[0]]}: try '
       f'a larger --config.density.rung_ess, a smaller --config.density.num_leapfrog or --config.density.kernel=mala'
     )
-  levels = sorted({0, *(density.levels or sampling.shown_levels(ebm.levels.num_models)[:-1])})
-  reverse = {level: chains.reverse(steps, level, source, _grey_width(config), density.data_steps) for level in levels}
+  reverse = {}
+  for level in levels:
+    if density.reverse_from == 'exchange':
+      samples = exchanged.samples[level].reshape(-1, *shape)
+      x = samples[np.random.default_rng(seed).permutation(len(samples))[np.arange(forward.shape[1]) % len(samples)]]
+    else:
+      x = chains.near_data(steps, level, source, _grey_width(config), density.data_steps)
+    reverse[level] = chains.reverse(steps, level, x)
   arrays = {
     'level': steps.rungs.level,
     'fraction': steps.rungs.fraction,
@@ -134,8 +164,43 @@ def _log_z(config, ebm, shape, source, seed):
   for level, weights in reverse.items():
     shift = dim * float(np.log(ebm.levels.a_y[level]))  # from the normaliser of x_t to that of y_t
     records.append(_bracket(level, forward[steps.reached(level)], weights, shift))
+    if exchanged:
+      records[-1]['exchange'] = _of_exchange(density, exchanged, level, shift)
     _warn(records[-1], density.num_chains)
   return records, arrays
+
+
+def _exchange(config, ebm, kernel, steps, levels, acceptance, seed, unfinished):
+  """Replica exchange on every so many rungs, as `tempering.Tempered`."""
+  density, source = config.density, data.load_source(config.data, 'train')
+  coarse = steps.thinned(max(1, int(np.sqrt(np.log(density.overlap) / np.log(density.rung_ess)))))
+  _log.info('replica exchange: %d ladders of %d rungs', density.num_ladders, len(coarse.step_sizes))
+  index = np.random.default_rng(seed).permutation(len(source))[np.arange(density.num_ladders) % len(source)]
+  keys = random_keys.sample_keys(seed, index, _START)
+  starts = np.asarray(preprocessing.to_continuous(keys, source.read(index), _grey_width(config)))
+  return tempering.run(
+    *(ebm, kernel, coarse, starts, density.exchange_steps, density.num_rounds, levels, acceptance, seed, unfinished)
+  )
+
+
+def _of_exchange(density, exchanged, level, shift):
+  """What replica exchange found of a level: log Z, how well the chains of its rung mixed, and at what cost."""
+  rung = exchanged.ladder.reached(level)
+  # Of the kernel, and one at the start of a round; each is of two levels. All rungs count, the warm-up does not.
+  gradients = 2 * (density.exchange_steps * (density.num_leapfrog if density.kernel == 'hmc' else 1) + 1)
+  mixing = chain_diagnostics.summarise(exchanged.log_density[:, :, rung].astype(np.float64), pooled=True)
+  log_z, error = float(exchanged.log_z[rung]) + shift, float(exchanged.standard_error[rung])
+  r_hat = np.nan if mixing['r_hat'] is None else mixing['r_hat']
+  _log.info('level %d: log Z %.3f +- %.3f by replica exchange, R-hat %.3f', level, log_z, error, r_hat)
+  if not r_hat <= _MAX_R_HAT:
+    _log.warning('level %d: replica exchange has not mixed: take more --config.density.num_rounds', level)
+  return {
+    'log_z': log_z,
+    'standard_error': error,
+    'ess': mixing['ess'],
+    'r_hat': mixing['r_hat'],
+    'gradients': exchanged.log_density.size * gradients,
+  }
 
 
 def _bracket(level, forward, reverse, shift):
@@ -216,6 +281,57 @@ def _log_probs(config, values, first):
   for end in ('lower', 'upper'):
     record[f'bits_per_dim_{end}'] = _bits(config, clean.mean() - (first[end] - first['log_z']))
   return record | _bits_per_dim(config, clean, noisy) | {'grey_levels': config.data.grey_levels}
+
+
+_ASSUMES = {
+  'forward': 'its few largest weights stand for all of the model',
+  'reverse': 'the chains near the data have reached all of the model',
+  'exchange': 'its chains have mixed',
+  'flow': 'the scores of all noise levels are those of one diffused density, which energies of levels need not be',
+}
+
+
+def _routes(config, ebm, shape, source, energy, log_z, seed, unfinished):
+  """`(arrays, record)`: log densities of each example, and the mean by each route with what they disagree about."""
+  density, first = config.density, log_z[0]
+  arrays, record, routes = {'energy': energy}, {}, []
+  for end in ('forward', 'reverse', 'exchange'):
+    if end in first:
+      name = 'replica exchange' if end == 'exchange' else f'annealed importance sampling, {end}'
+      value = float(energy.mean()) + first['log_z'] - first[end]['log_z']
+      routes.append(agreement.Route(name, value, first[end]['standard_error'], first[end]['log_z'], _ASSUMES[end]))
+  if 'flow' in density.checks:
+    top = log_z[-1].get('exchange', log_z[-1]['forward'])
+    log_z_top = top['log_z'] - int(np.prod(shape)) * float(np.log(ebm.levels.a_y[-1]))
+    flow, beside, evaluations = dataset_log_prob.of_flow(
+      *(ebm, source, _grey_width(config), log_z_top, first['log_z'], density.rtol, density.num_probes),
+      *(density.num_chains, seed, unfinished),
+    )
+    arrays |= {'flow': flow, 'energy_beside_flow': beside}
+    solved = np.isfinite(flow)
+    if not solved.all():
+      _log.warning('the ODE of %d of %d examples is not solved: they are left out', (~solved).sum(), len(flow))
+    beyond = (flow - beside)[solved]
+    error = float(np.hypot(beyond.std() / np.sqrt(max(len(beyond), 1)), top['standard_error']))
+    value = float(energy.mean() + beyond.mean())
+    routes.append(agreement.Route('probability-flow ODE', value, error, None, _ASSUMES['flow']))
+    record['flow'] = {
+      'rank_correlation': agreement.rank_correlation(flow[solved], beside[solved]),
+      'evaluations': float(evaluations.mean()),
+      'unsolved': int((~solved).sum()),
+    }
+  to_bits = None
+  if not config_lib.is_vector(config):
+    to_bits = functools.partial(
+      log_prob.bits_per_dim, dim=int(np.prod(shape)), grey_width=config_lib.grey_width(config)
+    )
+    arrays |= {f'{name}_bits_per_dim': to_bits(each) for name, each in list(arrays.items())}
+  record |= {'table': agreement.table(routes, to_bits), 'routes': [route._asdict() for route in routes]}
+  record['disagreements'] = agreement.disagreements(routes)
+  _log.info('log density of the %s split by each route:\n%s', density.split, record['table'])
+  for sentence in record['disagreements']:
+    _log.warning('%s', sentence)
+  return arrays, record
 
 
 def _in_words(record):

@@ -1,5 +1,8 @@
 """Passes on all devices against the exact model of normal data, whose normalisers are known."""
 
+import tempfile
+from unittest import mock
+
 from absl.testing import absltest
 import numpy as np
 from scipy import stats
@@ -7,6 +10,7 @@ from scipy import stats
 from diffusion_ebm import langevin, noise_levels
 from diffusion_ebm.data.source import ArraySource
 from diffusion_ebm.density import ais, annealing, dataset_log_prob, ladder
+from diffusion_ebm.run import unfinished
 from diffusion_ebm.run.errors import DivergedError
 from tests import testing
 
@@ -65,13 +69,33 @@ class AnnealingTest(absltest.TestCase):
     self.assertGreater(acceptance.min(), 0.5)
     for level in (5, 2, 0):
       up = ais.estimate(forward[self.steps.reached(level)])
-      reverse = self.annealing.reverse(self.steps, level, source(5000), 0.0, 64)
+      x = self.annealing.near_data(self.steps, level, source(5000), 0.0, 64)
+      reverse = self.annealing.reverse(self.steps, level, x)
       self.assertEqual(reverse.shape, (CHAINS,))
       down = ais.reverse_estimate(reverse)
       self.assertBetween(self.log_z[level], *ais.bracket(up, down))
       for end in (up, down):
         self.assertAlmostEqual(end.log_z, self.log_z[level], delta=4 * end.standard_error + 1e-3)
         self.assertLess(end.standard_error, 0.05)
+
+  def test_a_killed_pass_goes_on_to_the_same_weights(self):
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+
+    def forward():
+      kept = unfinished.Unfinished(folder, {})
+      chains = annealing.Annealing(self.ebm, (DIM,), self.kernel, 1, CHAINS, 1, kept)
+      return chains.forward(self.steps)[0]
+
+    with (
+      mock.patch.object(unfinished, '_SECONDS', 0.0),
+      mock.patch.object(annealing.Progress, 'line', side_effect=KeyboardInterrupt),
+      self.assertRaises(KeyboardInterrupt),
+    ):
+      forward()
+    with mock.patch.object(ais, 'anneal', wraps=ais.anneal) as anneal:
+      found = forward()
+    self.assertEqual(anneal.call_count, 1)  # compiled
+    np.testing.assert_array_equal(found, self.annealing.forward(self.steps)[0])
 
   def test_a_pass_is_the_same_again_and_another_with_another_seed(self):
     another = annealing.Annealing(self.ebm, (DIM,), self.kernel, 1, CHAINS, 2)
