@@ -79,7 +79,7 @@ def choose_ladder(
   except FloatingPointError as error:
     raise not_finite(error.args[0]) from error
   progress.close()
-  unfinished.write('ladder', True, **found.rungs._asdict(), step_sizes=found.step_sizes)
+  unfinished.write('ladder', found.rungs._asdict() | {'step_sizes': found.step_sizes}, True)
   return found
 
 
@@ -158,7 +158,7 @@ class Annealing:
       gains.append(gain[:count])
       acceptance.append(accepted[:count].mean(1))
       so_far = {'x': x, 'gains': np.concatenate(gains), 'acceptance': np.concatenate(acceptance)}
-      self._unfinished.write(part, first + count == num_moves, **so_far)
+      self._unfinished.write(part, so_far, first + count == num_moves)
       progress.update(count)
       progress.line(always=False)
     progress.close()
@@ -197,5 +197,5 @@ class Annealing:
       progress.update(min(_CHUNK, data_steps - first))
       progress.line(always=False)
     progress.close()
-    self._unfinished.write(part, True, x=x)
+    self._unfinished.write(part, {'x': x}, True)
     return x

@@ -125,7 +125,7 @@ def _over_source(function, name, batch_size, unfinished: Unfinished | None = Non
       index = np.arange(first, min(first + batch_size, count), dtype=np.int32)
       parts.append(on_batch(shared, source.read(index), index, progress=progress))
       so_far = [np.concatenate(each) for each in zip(*parts, strict=True)]
-      unfinished.write(part, index[-1] == count - 1, **{f'{i}': each for i, each in enumerate(so_far)})
+      unfinished.write(part, {f'{i}': each for i, each in enumerate(so_far)}, index[-1] == count - 1)
     progress.close()
     return tuple(np.concatenate(each).astype(np.float64) for each in zip(*parts, strict=True))
 

@@ -116,7 +116,7 @@ def run(
     else:
       new = {**found._asdict(), 'samples': x[:, None, chosen]}
       state |= {name: np.concatenate([state[name], each], 1) if name in state else each for name, each in new.items()}
-    unfinished.write('exchange', chunk == chunks - 1, **state)
+    unfinished.write('exchange', state, chunk == chunks - 1)
     progress.update(min(_CHUNK, num_rounds - chunk * _CHUNK))
     progress.line(f'rounds, swaps {2 * found.swapped.mean():.2f}', always=False)
   progress.close()

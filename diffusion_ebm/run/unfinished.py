@@ -34,7 +34,7 @@ class Unfinished:
     except (OSError, ValueError):
       return {}
 
-  def write(self, name: str, done: bool, **arrays: np.ndarray):
+  def write(self, name: str, arrays: dict[str, np.ndarray], done: bool):
     """Writes the arrays of a name in the place of those before, unless that was a moment ago and not all is `done`."""
     now = time.monotonic()
     if self._folder is None or not done and now - self._written.setdefault(name, now) < _SECONDS:

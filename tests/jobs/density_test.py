@@ -38,6 +38,7 @@ class DensityTest(absltest.TestCase):
     config.model.update({'output_scale': 0.3, 'quadratic': 1.0})
     config.diffusion.temperature = 'one'
     config.density.update({'num_chains': 500, 'pilot_chains': 100, 'rung_ess': 0.98, 'data_steps': 64})
+    config.density.update({'checks': ('exchange', 'flow'), 'num_ladders': 32, 'num_rounds': 240, 'overlap': 0.7})
     testing.save_first_state(config, cls.workdir, step=3, ema_params=perturbed(config))
     cls.record = density.run(config, cls.workdir)
 
@@ -53,6 +54,10 @@ class DensityTest(absltest.TestCase):
       for end in ('forward', 'reverse'):
         self.assertAlmostEqual(entry[end]['log_z'], exact, delta=4 * entry[end]['standard_error'] + 0.01)
         self.assertLess(entry[end]['standard_error'], 0.15)
+      exchange = entry['exchange']
+      self.assertAlmostEqual(exchange['log_z'], exact, delta=4 * exchange['standard_error'] + 0.01)
+      self.assertLess(exchange['standard_error'], 0.15)
+      self.assertLess(exchange['r_hat'], 1.1)
 
   def test_log_density_is_that_of_the_test_split(self):
     ebm = trained.load(self.config, self.workdir).ebm
@@ -67,10 +72,24 @@ class DensityTest(absltest.TestCase):
     folder = os.path.join(self.workdir, 'density')
     with open(os.path.join(folder, 'results.json'), encoding='utf-8') as file:
       self.assertEqual(json.load(file)['log_z'], self.record['log_z'])
-    self.assertContainsSubset(['ladder.npz', 'log_prob.png', 'log_z.png'], os.listdir(folder))
+    names = ['ladder.npz', 'log_prob.png', 'log_probs.npz', 'log_z.png', 'results.json', 'routes.md']
+    self.assertCountEqual(os.listdir(folder), names)
+    self.assertEqual(files.read_npz(os.path.join(folder, 'log_probs.npz'))['flow'].shape, (2**14,))
     inputs = self.record['inputs']
     self.assertEqual((inputs['step'], inputs['seed'], inputs['density']['num_chains']), (3, 0, 500))
     np.testing.assert_array_equal(trained.log_z(self.workdir, 3, 6), [entry['log_z'] for entry in self.record['log_z']])
+
+  def test_the_flow_has_a_density_of_its_own_that_is_normalised(self):
+    # Levels that nothing has made consistent: the job must say that the two densities differ, and why.
+    self.assertEqual(
+      [route['name'].rpartition(', ')[2] for route in self.record['routes']],
+      ['forward', 'reverse', 'replica exchange', 'probability-flow ODE'],
+    )
+    self.assertRegex(
+      ' '.join(self.record['disagreements']), 'and probability-flow ODE differ by .* one diffused density'
+    )
+    self.assertEqual(self.record['flow']['unsolved'], 0)
+    self.assertIn('| probability-flow ODE |  | ', self.record['table'])
 
   def test_log_z_of_another_checkpoint_is_not_known(self):
     self.assertIsNone(trained.log_z(self.workdir, 4, 6))
@@ -149,13 +168,21 @@ class ResultsTest(absltest.TestCase):
   def test_those_of_other_inputs_are_beside_the_first(self):
     plots = {name: np.zeros((1, 1, 3), np.uint8) for name in ('log_z', 'log_prob')}
     for number, inputs in enumerate(({'step': 3}, {'step': 4}, {'step': 3})):
-      density._write(self.folder, {'inputs': inputs, 'number': number}, {'level': np.array([number])}, plots)
+      record = {'inputs': inputs, 'number': number, 'table': ''}
+      density._write(self.folder, record, {'ladder': {'level': np.array([number])}, 'log_probs': {}}, plots)
     self.assertCountEqual(
       os.listdir(self.folder),
       [
         name.format(number)
         for number in ('', '_2')
-        for name in ('results{}.json', 'ladder{}.npz', 'log_z{}.png', 'log_prob{}.png')
+        for name in (
+          'results{}.json',
+          'routes{}.md',
+          'ladder{}.npz',
+          'log_probs{}.npz',
+          'log_z{}.png',
+          'log_prob{}.png',
+        )
       ],
     )
     for suffix, number in (('', 2), ('_2', 1)):
