@@ -168,6 +168,7 @@ def _is_mlp_proposal(config):
 
 
 _SPLITS = ('train', 'test')
+_DENSITY_CHECKS = ('exchange', 'flow')
 RULES = (
   *_at_least(
     0,
@@ -262,14 +263,7 @@ RULES = (
   *_within(0, normal_factor.MAX_COMPONENTS, 'model.normal_factor'),
   Rule('inpaint.completions', lambda value: value <= MAX_COMPLETIONS, f'but must be at most {MAX_COMPLETIONS}'),
   *(Rule(f'density.{key}', lambda value: 0 < value < 1, 'not in (0, 1)') for key in ('rung_ess', 'overlap', 'rtol')),
-  *_one_of(('exchange', 'flow'), 'density.checks'),
   *_one_of(('data', 'exchange'), 'density.reverse_from'),
-  Rule(
-    'density.reverse_from',
-    lambda value: value == 'data',
-    'but density.checks does not name exchange',
-    lambda config: 'exchange' not in config.density.checks,
-  ),
   Rule('data.name', bool, 'but must name a data set'),
   Rule(
     'data.test_fraction',
@@ -394,9 +388,16 @@ def _level_misfits(config):
       f'level: they need diffusion.num_levels at least {_LEAST_FOR_NORMAL}'
     )
   top = noise_levels.num_models(num_levels, diffusion.schedule) - 1
-  for level in config.density.levels if 'density' in config else ():
-    if not isinstance(level, int) or not 0 <= level <= top:
-      yield f'density.levels names {level}, not in 0 .. {top}'
+  if 'density' in config:
+    density = config.density
+    for level in density.levels:
+      if not isinstance(level, int) or not 0 <= level <= top:
+        yield f'density.levels names {level}, not in 0 .. {top}'
+    for check in density.checks:
+      if check not in _DENSITY_CHECKS:
+        yield f'density.checks names {check!r}, not one of {", ".join(_DENSITY_CHECKS)}'
+    if density.reverse_from == 'exchange' and 'exchange' not in density.checks:
+      yield "density.reverse_from is 'exchange', but density.checks does not name it"
   if 'long_run' in config:
     long_run = config.long_run
     if long_run.num_steps < long_run.thin:
