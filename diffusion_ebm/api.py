@@ -561,16 +561,10 @@ def from_parameters(config, params, spectral=None, log_z=None, proposal=None) ->
   config = config_lib.resolve(config)
   config_lib.check(config, 1)
   model = model_lib.build(config)
-  state = model.abstract_state
-  for section, wanted, given in (
-    ('model', state.params, params),
-    ('proposal', state.proposal.params if state.proposal else None, proposal),
-  ):
-    expected, found = (jax.tree.map(jnp.shape, tree) for tree in (wanted, given))
-    if expected != found:
-      raise UserError(
-        f'the parameters are not those of the network that config.{section} describes: names or shapes differ'
-      )
+  if section := model.misfit(params, proposal):
+    raise UserError(
+      f'the parameters are not those of the network that config.{section} describes: names or shapes differ'
+    )
   weights = params
   if config.model.spectral_norm:
     u = spectral_norm.init(jax.random.key(0), params) if spectral is None else spectral

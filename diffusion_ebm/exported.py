@@ -196,13 +196,8 @@ def parts(model: Exported, path: str):
   config = config_lib.resolve(model.config)
   config_lib.check(config, 1)
   built = model_lib.build(config)
-  state = built.described_state
-  for name, wanted, given in (
-    ('model', state.params, model.weights),
-    ('proposal', state.proposal.params if state.proposal else None, model.proposal),
-  ):
-    if jax.tree.map(np.shape, wanted) != jax.tree.map(np.shape, given):
-      raise UserError(f'{path} does not fit: its weights are not those of the network that config.{name} describes')
+  if name := built.misfit(model.weights, model.proposal):
+    raise UserError(f'{path} does not fit: its weights are not those of the network that config.{name} describes')
   return built, built.ebm(model.weights), None if model.proposal is None else built.proposal(model.proposal)
 
 

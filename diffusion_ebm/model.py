@@ -74,6 +74,14 @@ class Model:
     """The proposal with these parameters of its network."""
     return Proposal(weights, self.proposal_network, self.levels)
 
+  def misfit(self, params, proposal) -> str | None:
+    """Which of two trees is not that of its network by names and shapes, 'model' or 'proposal'; None if both fit."""
+    state = self.described_state
+    pairs = {'model': (state.params, params), 'proposal': (state.proposal.params if state.proposal else None, proposal)}
+    return next(
+      (name for name, (a, b) in pairs.items() if jax.tree.map(np.shape, a) != jax.tree.map(np.shape, b)), None
+    )
+
   @property
   def trainable(self) -> train_step.Trainable:
     """What the training step needs to know of the model."""

@@ -80,7 +80,7 @@ def inception_v3(path: str) -> Extractor:
   """
   path = inception_weights.find(path)
   params = inception_weights.load(path)
-  digest = inception_weights.sha256(path)
+  digest = files.sha256(path)
   notes = {} if digest == inception_weights.SHA256 else {'inception_weights': f'not the published ones: {digest[:8]}'}
 
   def apply(params, batch):

@@ -1,7 +1,6 @@
 """The published weights of the Inception network: fetched, checked, and read without executing what is in them."""
 
 import functools
-import hashlib
 import logging
 import os
 import urllib.request
@@ -60,19 +59,13 @@ def _download(path):
         progress.line(always=False)
       progress.close()
       file.flush()
-      found = sha256(file.name)
+      found = files.sha256(file.name)
       if found != SHA256:
         raise UserError(
           f'what {URL} gave is damaged (SHA-256 {found[:8]}..., not {SHA256[:8]}...): try again, or {advice}'
         )
   except OSError as error:
     raise UserError(f'the Inception weights cannot be downloaded ({error}): {advice}') from error
-
-
-def sha256(path: str) -> str:
-  """The SHA-256 of a file, in hexadecimal."""
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def load(path: str):
