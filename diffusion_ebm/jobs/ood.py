@@ -28,7 +28,7 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
 
   An image's statistics at level t are the log density of the image diffused to that level and the norm of its gradient,
   averaged over eight noises that all images share, and the norm without noise. Writes to `ood/` in the workdir:
-  `ood_STEP.json`, `ood_STEP.md` (tables), `ood_STEP.png` (histograms) and `ood_STEP_sets.png` (the first images of each
+  `ood_STEP.json`, `ood_STEP.md` (tables), `ood_STEP.png` (histograms) and `ood_STEP_sets.png` (some images of each
   set, a row for each). Behind STEP come the seed, if not 0, the names of sets other than `corruptions.NAMES`, and a
   number where results of other inputs have that name.
 
@@ -160,7 +160,8 @@ def _write(base, record, results, sets, values, names):
   drawn = {name: np.hstack([part.log_density, part.gradient_norm]) for name, part in values.items()}
   files.write_png(base + '.png', pictures.level_histograms(drawn, titles))
   columns = min(_NUM_SHOWN, *map(len, sets.values()))
-  rows = np.concatenate([images[:columns] for images in sets.values()])
+  # Not the first ones, which may all be of one class.
+  rows = np.concatenate([images[np.arange(columns) * len(images) // columns] for images in sets.values()])
   files.write_png(base + '_sets.png', pictures.image_grid(rows, columns))
   for name in list(sets)[1:]:
     best = max(results, key=lambda key, name=name: results[key][name]['auroc'])

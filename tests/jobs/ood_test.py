@@ -88,6 +88,26 @@ class OodTest(absltest.TestCase):
     self.assertEqual(record['num_examples'], {'test': 50, os.path.basename(folder): 3})
     self.assertIn(f'ood_7_{os.path.basename(folder)}.md', os.listdir(os.path.join(self.workdir, 'ood')))
 
+  def test_where_there_are_more_images_the_seed_chooses_and_the_folder_of_a_class_is_a_set(self):
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    for label in ('cat', 'dog'):
+      os.makedirs(os.path.join(folder, 'test', label))
+      for number in range(60):
+        pixels = np.full((8, 8), number + 100 * (label == 'dog'), np.uint8)
+        Image.fromarray(pixels).save(os.path.join(folder, 'test', label, f'{number:02}.png'))
+    whole, dog = os.path.join(folder, 'test'), os.path.join(folder, 'test', 'dog')
+    seen = []
+    with mock.patch.object(ood, '_write', lambda base, record, results, sets, *_: seen.append(sets)):
+      for seed in (3, 4):
+        self.without_energies((f'all={whole}', f'dog={dog}'), seed=seed)
+    for sets in seen:
+      self.assertEqual({name: len(images) for name, images in sets.items()}, {'test': 50, 'all': 50, 'dog': 50})
+      self.assertLen(np.unique(sets['dog'][:, 0, 0, 0]), 50)
+      self.assertGreaterEqual(sets['dog'].min(), 100)
+      self.assertBetween(np.mean(sets['all'] >= 100), 0.3, 0.7)  # not the first of a list by class
+    for one, other in zip(seen[0].values(), seen[1].values(), strict=True):
+      self.assertTrue(np.any(one != other))
+
   def test_sets_of_one_name_stay_apart_and_the_runs_own_is_never_replaced(self):
     folder = os.path.realpath(self.enterContext(tempfile.TemporaryDirectory()))
     for name, value in (('a/test', 0), ('b/test', 120), ('noise', 240)):
