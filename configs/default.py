@@ -141,7 +141,8 @@ def get_config():
   config.interpolate.frames = 16  # images in a strip
 
   config.ood = ml_collections.ConfigDict()
-  # What to tell from the test split: these corruptions, names of data sets, or paths; 'NAME=PATH' names a set.
+  # What to tell from the test split: noise, inversion, shuffle, constant, flip, shift, blur, letters, patches,
+  # gratings, pink_noise, names of data sets, or paths; 'NAME=PATH' names a set.
   config.ood.against = ('noise', 'inversion', 'shuffle', 'constant')
   config.ood.num_examples = 1000  # of each set, at most
 

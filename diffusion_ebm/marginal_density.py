@@ -61,3 +61,32 @@ def diffused_log_density(ebm: Ebm, x, chosen, eps):
     return lax.scan(add, jnp.zeros(len(x)), eps)[0] / len(eps)
 
   return lax.map(at_level, jnp.asarray(chosen)).T
+
+
+def diffused_statistics(ebm: Ebm, x, chosen, eps):
+  """`log_density` of data diffused to some levels, and the norm of its gradient, in one pass for both.
+
+  Args:
+    ebm: the model.
+    x: data, (B, ...).
+    chosen: the levels, int (L,) in 0..T-1.
+    eps: the noise, (R, ...), R of the shape of an example; zeros for data that are scaled to a level but not noised.
+
+  Returns:
+    `(log_density, norm)`, each (B, L, R): in nats, and the Euclidean norm of the score of `x_t` times `sigma_cum_t`.
+    The score of noised data is about `-eps / sigma_cum_t`, so that norms are of the order of the noise's, `sqrt(D)`.
+  """
+
+  def at_level(t):
+    level = jnp.full(len(x), t)
+
+    def of_noise(eps):
+      diffused = noise_levels.diffuse(ebm.levels, x, level, jnp.broadcast_to(eps, x.shape))
+      value, pull_back = jax.vjp(lambda x_t: log_density(ebm, x_t, level), diffused)
+      (gradient,) = pull_back(jnp.ones_like(value))
+      squares = jnp.sum(gradient**2, axis=tuple(range(1, x.ndim)))
+      return value, jnp.sqrt(squares) * noise_levels.at(ebm.levels.sigma_cum, level, squares)
+
+    return lax.map(of_noise, eps)
+
+  return tuple(jnp.transpose(part, (2, 0, 1)) for part in lax.map(at_level, jnp.asarray(chosen)))

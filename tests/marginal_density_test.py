@@ -56,6 +56,20 @@ class MarginalTest(absltest.TestCase):
     self.assertEqual(ours.shape, (3, 2))
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
 
+  def test_norms_of_scores_are_those_of_the_diffused_gaussian(self):
+    x = jnp.array([[0.3, 0.1], [-0.5, 0.7], [1.0, 1.0]])
+    eps = jnp.concatenate([jax.random.normal(jax.random.key(0), (3, 2)), jnp.zeros((1, 2))])
+    log_density, norm = marginal_density.diffused_statistics(self.ebm, x, (0, 3), eps)
+    self.assertEqual((log_density.shape, norm.shape), ((3, 2, 4), (3, 2, 4)))
+    np.testing.assert_allclose(
+      jnp.mean(log_density, axis=-1), marginal_density.diffused_log_density(self.ebm, x, (0, 3), eps), rtol=1e-5
+    )
+    for i, t in enumerate((0, 3)):
+      sigma = self.levels.sigma_cum[t]
+      x_t = self.levels.a_cum[t] * x[:, None] + sigma * eps
+      exact = sigma * np.linalg.norm(np.einsum('ij,brj->bri', np.linalg.inv(self.exact(t).cov), x_t), axis=-1)
+      np.testing.assert_allclose(norm[:, i], exact, rtol=1e-4)
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -208,7 +208,10 @@ def job_functions(config, model):
         lambda ebm, x: interpolation.interpolate(ebm, _keys(), _keys(), at_both_ends, shape, drawn),
         examples,
       ),
-      'ood': (lambda ebm, x: marginal_density.diffused_log_density(ebm, x, jnp.arange(2), eps), ((2, 2), jnp.float32)),
+      'ood': (
+        lambda ebm, x: marginal_density.diffused_statistics(ebm, x, jnp.arange(2), eps),
+        2 * (((2, 2, 3), jnp.float32),),
+      ),
     }
   return functions
 

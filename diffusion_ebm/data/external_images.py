@@ -105,7 +105,7 @@ def _short_name(path, unnamed, taken):
   return path
 
 
-def load_elsewhere(data, where: str, flag: str, limit: int, others: tuple[str, ...] = ()):
+def load_elsewhere(data, where: str, flag: str, choose, others: tuple[str, ...] = ()):
   """Loads the test split of another data set, or the images of a folder, of an archive or of a file.
 
   Grey and colour images may be mixed: all get the channels that the model takes.
@@ -114,7 +114,7 @@ def load_elsewhere(data, where: str, flag: str, limit: int, others: tuple[str, .
     data: the `data` section of a run's configuration, whose size and channels the images get.
     where: a path or the name of a data set.
     flag: the command line's flag that named it, for messages.
-    limit: how many images, at most; the first ones.
+    choose: which images, as of `load.load_some`.
     others: what else the flag takes, for messages.
 
   Returns:
@@ -126,7 +126,7 @@ def load_elsewhere(data, where: str, flag: str, limit: int, others: tuple[str, .
   place = _place(where, flag)
   what = ', '.join((*others, 'a folder, a .zip or .tar, an image, or a data set such as mnist or cifar10'))
   if not os.path.isabs(place):
-    return _data_set(data, place, flag, limit, what)
+    return _data_set(data, place, flag, choose, what)
   if not os.path.exists(place):
     raise UserError(f'--{flag}: {place} does not exist: name {what}')
   if os.path.isfile(place) and not _is_archive(place):
@@ -136,7 +136,7 @@ def load_elsewhere(data, where: str, flag: str, limit: int, others: tuple[str, .
     {'name': 'images', 'path': place, 'train_split': '', 'test_split': '', 'test_fraction': 0.0, 'strict': False}
   )
   try:
-    return images.load_some(other, 'train', load.first(limit))
+    return images.load_some(other, 'train', choose)
   except UserError as error:  # its advice is for the run's own data
     raise UserError(f'{error}'.replace('--config.data.path', f'--{flag}')) from error
 
@@ -145,7 +145,7 @@ def _is_archive(path):
   return path.lower().endswith(('.zip', '.tar')) or zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
 
 
-def _data_set(data, name, flag, limit, what):
+def _data_set(data, name, flag, choose, what):
   other, shape = data.copy_and_resolve_references(), (data.image_size, data.image_size, data.num_channels)
   other.update(
     {'name': name, 'path': '' if data.name == 'images' else data.path, 'train_split': 'train', 'test_split': 'test'}
@@ -153,7 +153,7 @@ def _data_set(data, name, flag, limit, what):
   try:
     if name == 'images':  # which is for the run's own data
       raise UnknownDataSetError(name)
-    source = load.load_some(other, 'test', load.first(limit))
+    source = load.load_some(other, 'test', choose)
   except UnknownDataSetError as error:
     raise UserError(f'--{flag}={name} is neither a file in {os.getcwd()} nor a data set: name {what}') from error
   except UserError as error:

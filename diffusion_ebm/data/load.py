@@ -56,6 +56,11 @@ def first(limit: int):
   return lambda count: np.arange(min(limit, count))
 
 
+def random_choice(limit: int, seed: int):
+  """For `load_some`: at most so many examples, drawn without replacement; the first ones may all be of one class."""
+  return lambda count: np.sort(np.random.default_rng(seed).permutation(count)[:limit])
+
+
 def _check_split(split):
   if split not in ('train', 'test'):
     raise ValueError(f"split must be 'train' or 'test', not {split!r}")

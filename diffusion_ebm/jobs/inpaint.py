@@ -145,9 +145,8 @@ def _images(config):
   if not config.inpaint.images:
     return {}, _own_images(config)
   elsewhere = external_images.name_sets([config.inpaint.images], 'images')
-  return elsewhere, external_images.load_elsewhere(
-    config.data, *elsewhere.values(), 'images', config.inpaint.num_images
-  )
+  first = data.first(config.inpaint.num_images)
+  return elsewhere, external_images.load_elsewhere(config.data, *elsewhere.values(), 'images', first)
 
 
 def _own_images(config):

@@ -222,7 +222,8 @@ def level_histograms(values: dict[str, np.ndarray], names) -> np.ndarray:
           edges,
           density=True,
           label=label.replace('$', r'\$'),
-          color=f'C{number}',
+          color=f'C{number}',  # of ten
+          linestyle='-' if number < 10 else '--',
           alpha=0.4 if number == 0 else 1,
           histtype='stepfilled' if number == 0 else 'step',
         )

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from configs import digits
-from diffusion_ebm.data import decode, external_images
+from diffusion_ebm.data import decode, external_images, first
 from diffusion_ebm.run.errors import UserError
 
 OTHERS, RESERVED = ('noise', 'shuffle'), ('test', 'train')
@@ -111,7 +111,7 @@ class LoadTest(ExternalImagesTest):
   def load(self, where, num_channels=1, flag='images', **changes):
     data = digits.get_config().data
     data.update({'image_size': 4, 'num_channels': num_channels} | changes)
-    return external_images.load_elsewhere(data, where, flag, 100, ('noise',))
+    return external_images.load_elsewhere(data, where, flag, first(100), ('noise',))
 
   def write(self, name, *shape, value=77):
     os.makedirs(os.path.dirname(name) or '.', exist_ok=True)

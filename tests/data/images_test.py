@@ -19,7 +19,17 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from diffusion_ebm.data import archives, decode, encoded, external_images, images, load_source, memory, train_batches
+from diffusion_ebm.data import (
+  archives,
+  decode,
+  encoded,
+  external_images,
+  first,
+  images,
+  load_source,
+  memory,
+  train_batches,
+)
 from diffusion_ebm.run.errors import UserError
 from tests.data import folders
 
@@ -537,7 +547,7 @@ class ImagesTest(parameterized.TestCase):
   def test_of_images_from_elsewhere_none_are_set_aside(self):
     self._write(**{f'{n}.png': _encode(_noise(4, 4, 3)) for n in range(20)})
     data = ml_collections.ConfigDict(vars(folders.section('', test_fraction=0.5)))
-    self.assertLen(external_images.load_elsewhere(data, self.path, 'images', 30), 20)
+    self.assertLen(external_images.load_elsewhere(data, self.path, 'images', first(30)), 20)
 
   def test_two_channels_are_refused(self):
     with self._refused('num_channels=1 or 3'):

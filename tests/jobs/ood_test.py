@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion_ebm import scoring, trained
+from diffusion_ebm.evaluate import ood_detection
 from diffusion_ebm.jobs import ood
 from diffusion_ebm.run import files
 from diffusion_ebm.run.errors import UserError
@@ -18,9 +19,12 @@ from tests import testing
 
 
 def first_pixels(config, ebm, sets, fitted_on, shown, seed, step):
-  """As many of each image as there are levels, in place of its energies."""
+  """As many of each image as there are levels, in place of each of its statistics."""
   del config, ebm, seed, step
-  of_train, *others = (images.reshape(len(images), -1)[:, : len(shown)] for images in (fitted_on, *sets.values()))
+  of_train, *others = (
+    ood_detection.Statistics(*3 * [images.reshape(len(images), -1)[:, : len(shown)].astype(float)])
+    for images in (fitted_on, *sets.values())
+  )
   return of_train, dict(zip(sets, others, strict=True))
 
 
@@ -29,6 +33,7 @@ class OodTest(absltest.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.workdir = cls.enterClassContext(tempfile.TemporaryDirectory())
+    cls.enterClassContext(mock.patch.object(ood_detection, '_SIZES', (1, 2)))  # fewer mixtures to fit
     testing.save_first_state(testing.digits_config(), cls.workdir, step=7)
     cls.trained = trained.load(testing.digits_config(), cls.workdir)
 
@@ -44,7 +49,7 @@ class OodTest(absltest.TestCase):
     def load(config, *_):
       return self.trained._replace(config=config)
 
-    with mock.patch.object(ood, '_log_densities', first_pixels), mock.patch.object(trained, 'load', load):
+    with mock.patch.object(ood, '_statistics', first_pixels), mock.patch.object(trained, 'load', load):
       return self.ood(*args, **kwargs)
 
   def written(self, name):
@@ -55,16 +60,18 @@ class OodTest(absltest.TestCase):
     with open(os.path.join(self.workdir, 'ood', 'ood_7.json'), encoding='utf-8') as file:
       self.assertEqual(json.load(file), record)
     self.assertEqual(record['num_examples'], {'test': 50, 'noise': 50, 'constant': 50})
-    self.assertLen(record['results'], 6 * 2 + 2)
+    self.assertLen(record['results'], 6 * 3 + 7)
     self.assertCountEqual(record['mean_log_density']['test'], '012345')
     for row in record['results'].values():
       self.assertCountEqual(row, ['noise', 'constant'])
       for measures in row.values():
-        self.assertTrue(all(0 <= value <= 1 for value in measures.values()))
+        for measure, (lower, upper) in measures['intervals'].items():
+          self.assertBetween(measures[measure], 0, 1)
+          self.assertTrue(0 <= lower <= upper <= 1)
     # Any smooth function of images tells those of one colour from digits.
     self.assertGreater(record['results']['all levels, Mahalanobis']['constant']['auroc'], 0.9)
     with open(os.path.join(self.workdir, 'ood', 'ood_7.md'), encoding='utf-8') as file:
-      self.assertEqual(sum(line.startswith('| level ') for line in file), 3 * (1 + 6 * 2))
+      self.assertEqual(sum(line.startswith('| level ') for line in file), 3 * (1 + 6 * 3))
     with Image.open(os.path.join(self.workdir, 'ood', 'ood_7_sets.png')) as picture:
       self.assertEqual(picture.size, (16 * 42, 3 * 42))
     again = self.ood(('noise', 'constant'), batch_size=7)
@@ -80,6 +87,26 @@ class OodTest(absltest.TestCase):
     record = self.ood((folder,))
     self.assertEqual(record['num_examples'], {'test': 50, os.path.basename(folder): 3})
     self.assertIn(f'ood_7_{os.path.basename(folder)}.md', os.listdir(os.path.join(self.workdir, 'ood')))
+
+  def test_where_there_are_more_images_the_seed_chooses_and_the_folder_of_a_class_is_a_set(self):
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    for label in ('cat', 'dog'):
+      os.makedirs(os.path.join(folder, 'test', label))
+      for number in range(60):
+        pixels = np.full((8, 8), number + 100 * (label == 'dog'), np.uint8)
+        Image.fromarray(pixels).save(os.path.join(folder, 'test', label, f'{number:02}.png'))
+    whole, dog = os.path.join(folder, 'test'), os.path.join(folder, 'test', 'dog')
+    seen = []
+    with mock.patch.object(ood, '_write', lambda base, record, results, sets, *_: seen.append(sets)):
+      for seed in (3, 4):
+        self.without_energies((f'all={whole}', f'dog={dog}'), seed=seed)
+    for sets in seen:
+      self.assertEqual({name: len(images) for name, images in sets.items()}, {'test': 50, 'all': 50, 'dog': 50})
+      self.assertLen(np.unique(sets['dog'][:, 0, 0, 0]), 50)
+      self.assertGreaterEqual(sets['dog'].min(), 100)
+      self.assertBetween(np.mean(sets['all'] >= 100), 0.3, 0.7)  # not the first of a list by class
+    for one, other in zip(seen[0].values(), seen[1].values(), strict=True):
+      self.assertTrue(np.any(one != other))
 
   def test_sets_of_one_name_stay_apart_and_the_runs_own_is_never_replaced(self):
     folder = os.path.realpath(self.enterContext(tempfile.TemporaryDirectory()))
@@ -141,7 +168,7 @@ class OodTest(absltest.TestCase):
       (('',), '--against names nothing'),
       (
         ('nosuchset',),
-        '--against=nosuchset is neither a file in .* nor a data set: name noise, .*, constant, a folder',
+        '--against=nosuchset is neither a file in .* nor a data set: name noise, .*, pink_noise, a folder',
       ),
       (('noise=/x',), '--against=noise=/x: noise means something else'),
       (('toy2d',), r'--against=toy2d has examples of shape \(2,\), but the model takes \(8, 8, 1\)'),
@@ -167,7 +194,7 @@ class OodTest(absltest.TestCase):
       ood.run(config, workdir)
     for split, count in (('holdout', 3), ('more', 4)):
       config.data.test_split = split
-      with mock.patch.object(ood, '_log_densities', first_pixels):
+      with mock.patch.object(ood, '_statistics', first_pixels):
         self.assertEqual(ood.run(config, workdir)['num_examples'], {'test': count, 'noise': count})
     self.assertTrue(os.path.exists(os.path.join(workdir, 'ood', 'ood_7_2.json')))
     # Scores of different test splits never count for each other; training goes on with its own.

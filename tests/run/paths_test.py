@@ -9,7 +9,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from diffusion_ebm.data import external_images, image_files
+from diffusion_ebm.data import external_images, first, image_files
 from diffusion_ebm.evaluate import feature_statistics, inception_weights
 from diffusion_ebm.jobs import inpaint
 from diffusion_ebm.run import paths
@@ -68,7 +68,7 @@ class PathsTest(parameterized.TestCase):
       self.assertEqual(inpaint._load_mask('~/folder/mask.png', (4, 4), 0)[0], 'mask')
       config = testing.digits_config()
       config.data.image_size = 4
-      self.assertLen(external_images.load_elsewhere(config.data, '~/folder/mask.png', 'images', 5), 1)
+      self.assertLen(external_images.load_elsewhere(config.data, '~/folder/mask.png', 'images', first(5)), 1)
 
 
 @testing.long
