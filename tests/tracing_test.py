@@ -11,7 +11,7 @@ from configs import digits, toy2d
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import generate, inpainting, interpolation, langevin, marginal_density, sampling, train_step
 from diffusion_ebm import model as model_lib
-from diffusion_ebm.density import ais, bound, ladder, log_prob
+from diffusion_ebm.density import ais, bound, flow, ladder, log_prob, replica_exchange
 from diffusion_ebm.jobs import long_run
 from diffusion_ebm.jobs import train as train_job
 from diffusion_ebm.run.errors import UserError
@@ -183,6 +183,11 @@ def job_functions(config, model):
 
     return function
 
+  def exchanged(ebm, x):
+    rungs = ladder.Rungs(jnp.array([1, 1, 0]), jnp.array([0.0, 1.0, 1.0]))
+    x = jnp.stack(3 * [x], axis=1)
+    return replica_exchange.run(ebm, langevin.make_kernel('mala'), rungs, jnp.ones(3), x, _keys(), 1, 1)[0][:, 0]
+
   def long_chain(kernel, conditional):
     settings = config.long_run.copy_and_resolve_references()
     settings.conditional = conditional
@@ -195,6 +200,8 @@ def job_functions(config, model):
     'log_prob': (lambda ebm, x: log_prob.log_prob(ebm, x, 0.0), numbers),
     'bound': (lambda ebm, x: bound.variational_bound(ebm, x, _keys()), numbers),
     **{f'anneal {kernel}': (annealed(kernel), examples) for kernel in ('hmc', 'mala')},
+    'replica exchange': (exchanged, examples),
+    'flow': (lambda ebm, x: flow.log_density(ebm, x, _keys(), 0.0, 1e-3, 1)[0], numbers),
     **{f'long run {kernel}': (long_chain(kernel, True), examples) for kernel in langevin.KERNELS},
     'long run on the marginal': (long_chain('ula', False), examples),
   }
