@@ -44,6 +44,7 @@ _SHORT_NAMES = {
     'eval': 'eval.num_samples',
     'steps': 'eval.num_samples',
     'guidance': 'eval.num_samples',
+    'density': 'density.num_images',
   },
   'compose': dict.fromkeys(('sample', 'inpaint', 'interpolate', 'ood', 'long_run'), 'sampling.compose'),
   'path': {'import': 'import_weights.path', 'export': 'export.path'},

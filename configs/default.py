@@ -148,6 +148,8 @@ def get_config():
 
   config.density = density = ml_collections.ConfigDict()
   density.split = 'test'  # whose log density is reported: train or test
+  density.num_images = 0  # of the split, any of them; 0 for all
+  density.bracket = True  # False: no log Z below the noisiest level, for checks=('flow',) alone
   density.levels = ()  # whose log Z is bracketed, level 0 at least; () for all of six, eleven of a thousand
   density.kernel = 'hmc'  # hmc or mala
   density.num_leapfrog = 5  # hmc: leapfrog steps

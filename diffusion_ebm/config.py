@@ -192,6 +192,7 @@ RULES = (
     'eval.seed',
     'eval.max_wait_minutes',
     'density.data_steps',
+    'density.num_images',
     'density.num_probes',
     'long_run.level',
     'long_run.step_size',
@@ -396,6 +397,8 @@ def _level_misfits(config):
     for check in density.checks:
       if check not in _DENSITY_CHECKS:
         yield f'density.checks names {check!r}, not one of {", ".join(_DENSITY_CHECKS)}'
+    if not density.bracket and tuple(density.checks) != ('flow',):
+      yield "density.bracket is False, but that is for density.checks=('flow',)"
     if density.reverse_from == 'exchange' and 'exchange' not in density.checks:
       yield "density.reverse_from is 'exchange', but density.checks does not name it"
   if 'long_run' in config:

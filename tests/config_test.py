@@ -245,6 +245,8 @@ class CheckTest(parameterized.TestCase):
     ('density.overlap', 0.0),
     ('density.rtol', 1.0),
     ('density.num_probes', -1),
+    ('density.num_images', -1),
+    ('density.bracket', False),
     ('density.num_ladders', 1),
     ('density.num_rounds', 0),
     ('density.exchange_steps', 0),

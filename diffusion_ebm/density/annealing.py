@@ -57,7 +57,7 @@ def not_finite(level: int) -> DivergedError:
 
 
 def choose_ladder(
-  ebm: Ebm, shape, kernel, pilot: ladder.Pilot, num_chains: int, seed: int, unfinished: Unfinished | None = None
+  ebm: Ebm, shape, kernel, pilot: ladder.Pilot, num_chains: int, seed: int, unfinished: Unfinished | None = None, last=0
 ) -> Ladder:
   """The ladder that a pilot run chooses; arguments as of `ladder.choose` and `Annealing`.
 
@@ -67,7 +67,7 @@ def choose_ladder(
   unfinished = unfinished or Unfinished()
   if known := unfinished.read('ladder'):
     return Ladder(ladder.Rungs(known['level'], known['fraction']), known['step_sizes'])
-  progress = Progress('choosing rungs', ebm.levels.num_models, unit='level')
+  progress = Progress('choosing rungs', ebm.levels.num_models - last, unit='level')
 
   def on_level(level):
     progress.update(1)
@@ -75,7 +75,7 @@ def choose_ladder(
 
   keys = random_keys.sample_keys(seed, np.arange(num_chains), _PILOT)
   try:
-    found = Ladder(*ladder.choose(ebm, keys, shape, kernel, pilot, on_level))
+    found = Ladder(*ladder.choose(ebm, keys, shape, kernel, pilot, on_level, last))
   except FloatingPointError as error:
     raise not_finite(error.args[0]) from error
   progress.close()

@@ -91,7 +91,7 @@ class Pilot(NamedTuple):
   step_size: float = 0.3
 
 
-def choose(ebm: Ebm, keys, shape, kernel, pilot: Pilot, on_level=lambda level: None):
+def choose(ebm: Ebm, keys, shape, kernel, pilot: Pilot, on_level=lambda level: None, last: int = 0):
   """Chooses rungs and step sizes by a pilot run, which is not used otherwise.
 
   The next rung is as far as the share of effective samples among the pilot's chains stays at `pilot.ess`, and at most
@@ -104,6 +104,7 @@ def choose(ebm: Ebm, keys, shape, kernel, pilot: Pilot, on_level=lambda level: N
     kernel: of `langevin.make_kernel`.
     pilot: what it aims at.
     on_level: called with each level that has been reached.
+    last: the level where the ladder ends.
 
   Returns:
     `(rungs, step_sizes)` as NumPy arrays of length R + 1.
@@ -115,7 +116,7 @@ def choose(ebm: Ebm, keys, shape, kernel, pilot: Pilot, on_level=lambda level: N
   x = langevin.normal_noise(keys, shape)(ebm.levels.num_models)
   level, fraction, step_size = ebm.levels.num_models - 1, 0.0, pilot.step_size
   chosen, tuned = [(level, fraction, step_size)], -_TUNE_EVERY
-  while level > 0 or fraction < 1:
+  while level > last or fraction < 1:
     if fraction == 1:
       level, fraction = level - 1, 0.0
     difference = np.asarray(differences(level, x))

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import data, generate, langevin, preprocessing, random_keys, sampling, trained
+from diffusion_ebm.data.source import ArraySource
 from diffusion_ebm.density import (
   agreement,
   ais,
@@ -58,38 +59,49 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
   """
   trained.check_seed(seed)
   config, ebm, _, shape, step = trained.load(config, workdir, step)
-  source = data.load_source(config.data, config.density.split)
+  whole = data.load_source(config.data, config.density.split)
+  source = _some(whole, config.density.num_images, seed)
   folder, began = workdir_lib.make(workdir, 'density'), time.monotonic()
   drawn, size = generate.settings(config), config.density.num_chains
   record = {}
   if drawn.num_steps == 0 and drawn.noise_scale == 1 and not drawn.denoised:  # one normal density a level
     values = dataset_log_prob.bounds(ebm, source, _grey_width(config), _NUM_BOUNDED, size, seed)
     record['sampler_bound'] = _bounds(config, values)
-  unfinished = Unfinished(folder, _inputs(config, source, step, seed))
+  inputs = _inputs(config, whole, step, seed)
+  unfinished = Unfinished(folder, inputs)
   log_z, weights = _log_z(config, ebm, shape, source, seed, unfinished)
+  record |= {'split': config.density.split, 'num_images': len(source), 'step': step, 'seed': seed, 'inputs': inputs}
+  record |= {'log_z': log_z, 'num_rungs': len(weights['step_size']), 'config': config.to_dict()}
+  record |= {'jax': jax.__version__, 'platform': jax.default_backend()}
+  if of := generate.asked(config):
+    record['of'] = of
+  if not config.density.bracket:
+    each, routes = _routes(config, ebm, shape, source, None, log_z, seed, unfinished)
+    record |= routes | {'seconds': time.monotonic() - began}
+    plots = {'log_prob': pictures.histograms({config.density.split: each['flow']}, 'log density of the flow in nats')}
+    return _finish(folder, record, {'ladder': weights, 'log_probs': each}, plots, unfinished)
 
   _log.info('log density of the %s split', config.density.split)
   log_densities = dataset_log_prob.make_log_densities(_grey_width(config), config.density.num_draws, size, seed)
   values = log_densities(ebm, source, log_z[0]['log_z'])
-  record |= {'split': config.density.split, 'num_images': len(source), 'step': step, 'seed': seed}
-  record |= _log_probs(config, values, log_z[0]) | {'log_z': log_z, 'num_rungs': len(weights['step_size'])}
+  record |= _log_probs(config, values, log_z[0])
   each, routes = _routes(config, ebm, shape, source, values['clean'], log_z, seed, unfinished)
-  record |= routes | {'seconds': time.monotonic() - began, 'jax': jax.__version__, 'platform': jax.default_backend()}
-  record['config'] = config.to_dict()
-  if of := generate.asked(config):
-    record['of'] = of
+  record |= routes | {'seconds': time.monotonic() - began}
   if config.density.baselines:
     record['baselines'] = _baselines(config, source, seed)
   _log.info('%s', _in_words(record))  # before it is written: on a full disk it would be lost
   train = log_densities(ebm, data.load_source(config.data, 'train'), log_z[0]['log_z'], len(values['clean']))
   shown = {'train': train['clean'], config.density.split: values['clean'], 'noise': values['white']}
   title = f'log density in nats (log Z {log_z[0]["lower"]:.2f} .. {log_z[0]["upper"]:.2f})'
-  record['inputs'] = _inputs(config, source, step, seed)
   plots = {'log_z': pictures.log_z_ladder(log_z), 'log_prob': pictures.histograms(shown, title)}
-  path = _write(folder, record, {'ladder': weights, 'log_probs': each}, plots)
-  unfinished.remove()
-  _log.info('results in %s, pictures beside it', path)
-  return record
+  return _finish(folder, record, {'ladder': weights, 'log_probs': each}, plots, unfinished)
+
+
+def _some(source, limit, seed):
+  """At most `limit` examples, any of them; 0 for all."""
+  if not limit or limit >= len(source):
+    return source
+  return ArraySource(source.read(np.sort(np.random.default_rng(seed).permutation(len(source))[:limit])))
 
 
 def _inputs(config, source, step, seed):
@@ -97,6 +109,13 @@ def _inputs(config, source, step, seed):
   of_data = features.data_key(config.data, {config.density.split: source})
   drawn = generate.inputs(config)
   return {'step': step, 'seed': seed, 'density': config.density.to_dict(), 'data': of_data, 'sampling': drawn}
+
+
+def _finish(folder, record, arrays, plots, unfinished):
+  path = _write(folder, record, arrays, plots)
+  unfinished.remove()
+  _log.info('results in %s, pictures beside it', path)
+  return record
 
 
 def _write(folder, record, arrays, plots):
@@ -126,12 +145,14 @@ def _log_z(config, ebm, shape, source, seed, unfinished):
   kernel = langevin.make_kernel(density.kernel, density.num_leapfrog)
   acceptance = density.acceptance or langevin.TARGET_ACCEPTANCE[density.kernel]
   pilot = ladder.Pilot(density.num_steps, density.rung_ess, acceptance)
-  steps = annealing.choose_ladder(ebm, shape, kernel, pilot, density.pilot_chains, seed, unfinished)
+  top = ebm.levels.num_models - 1
+  last = 0 if density.bracket else top
+  steps = annealing.choose_ladder(ebm, shape, kernel, pilot, density.pilot_chains, seed, unfinished, last)
   _log.info(
     '%d rungs, step sizes from %.3g to %.3g', len(steps.step_sizes), steps.step_sizes.min(), steps.step_sizes.max()
   )
   shown = density.levels or sampling.shown_levels(ebm.levels.num_models)[:-1]
-  levels = sorted({0, *shown, *([ebm.levels.num_models - 1] if 'flow' in density.checks else [])})
+  levels = sorted({0, *shown, *([top] if 'flow' in density.checks else [])}) if density.bracket else [top]
   exchanged = None
   if 'exchange' in density.checks:
     exchanged = _exchange(config, ebm, kernel, steps, levels, acceptance, seed, unfinished)
@@ -292,11 +313,15 @@ _ASSUMES = {
 
 
 def _routes(config, ebm, shape, source, energy, log_z, seed, unfinished):
-  """`(arrays, record)`: log densities of each example, and the mean by each route with what they disagree about."""
+  """`(arrays, record)`: log densities of each example, and the mean by each route with what they disagree about.
+
+  `energy` (N,) is None where the flow is alone.
+  """
   density, first = config.density, log_z[0]
-  arrays, record, routes = {'energy': energy}, {}, []
-  for end in ('forward', 'reverse', 'exchange'):
-    if end in first:
+  arrays, record, routes = {}, {}, []
+  if energy is not None:
+    arrays['energy'] = energy
+    for end in [end for end in ('forward', 'reverse', 'exchange') if end in first]:
       name = 'replica exchange' if end == 'exchange' else f'annealed importance sampling, {end}'
       value = float(energy.mean()) + first['log_z'] - first[end]['log_z']
       routes.append(agreement.Route(name, value, first[end]['standard_error'], first[end]['log_z'], _ASSUMES[end]))
@@ -307,19 +332,18 @@ def _routes(config, ebm, shape, source, energy, log_z, seed, unfinished):
       *(ebm, source, _grey_width(config), log_z_top, first['log_z'], density.rtol, density.num_probes),
       *(density.num_chains, seed, unfinished),
     )
-    arrays |= {'flow': flow, 'energy_beside_flow': beside}
+    arrays['flow'] = flow
     solved = np.isfinite(flow)
     if not solved.all():
       _log.warning('the ODE of %d of %d examples is not solved: they are left out', (~solved).sum(), len(flow))
-    beyond = (flow - beside)[solved]
-    error = float(np.hypot(beyond.std() / np.sqrt(max(len(beyond), 1)), top['standard_error']))
-    value = float(energy.mean() + beyond.mean())
+    value, error = float(flow[solved].mean()), top['standard_error']
+    if energy is not None:  # the same points and noise: what differs is the density alone
+      arrays['energy_beside_flow'] = beside
+      beyond = (flow - beside)[solved]
+      value, error = float(energy.mean() + beyond.mean()), float(np.hypot(error, _mean('', beyond)['_standard_error']))
+      record['rank_correlation'] = agreement.rank_correlation(flow[solved], beside[solved])
     routes.append(agreement.Route('probability-flow ODE', value, error, None, _ASSUMES['flow']))
-    record['flow'] = {
-      'rank_correlation': agreement.rank_correlation(flow[solved], beside[solved]),
-      'evaluations': float(evaluations.mean()),
-      'unsolved': int((~solved).sum()),
-    }
+    record['flow'] = {'evaluations': float(evaluations.mean()), 'unsolved': int((~solved).sum())}
   to_bits = None
   if not config_lib.is_vector(config):
     to_bits = functools.partial(

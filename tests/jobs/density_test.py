@@ -89,6 +89,7 @@ class DensityTest(absltest.TestCase):
       ' '.join(self.record['disagreements']), 'and probability-flow ODE differ by .* one diffused density'
     )
     self.assertEqual(self.record['flow']['unsolved'], 0)
+    self.assertGreater(self.record['rank_correlation'], -1)
     self.assertIn('| probability-flow ODE |  | ', self.record['table'])
 
   def test_log_z_of_another_checkpoint_is_not_known(self):
@@ -156,6 +157,24 @@ class ImagesTest(absltest.TestCase):
     )
     self.assertEqual((record['num_images'], record['grey_levels']), (360, 17))
     self.assertNotEqual(record['bits_per_dim'], record['bits_per_dim_with_noise'])
+
+
+class FlowAloneTest(absltest.TestCase):
+  @testing.long
+  def test_it_needs_no_ladder_below_the_noisiest_level(self):
+    config = testing.toy2d_config()
+    config.model.update({'output_scale': 0.1, 'quadratic': 1.0})
+    config.diffusion.temperature = 'one'
+    config.density.update({'checks': ('flow',), 'bracket': False, 'num_images': 20, 'num_chains': 64})
+    workdir = self.enterContext(tempfile.TemporaryDirectory())
+    testing.save_first_state(config, workdir, step=3)  # all energies are -|y|^2 / 2: the flow stands still
+    record = density.run(config, workdir)
+    self.assertEqual([entry['level'] for entry in record['log_z']], [5])
+    found = files.read_npz(os.path.join(workdir, 'density', 'log_probs.npz'))
+    self.assertEqual(list(found), ['flow'])
+    self.assertEqual((record['num_images'], len(found['flow'])), (20, 20))
+    self.assertEqual([route['name'] for route in record['routes']], ['probability-flow ODE'])
+    self.assertAlmostEqual(record['routes'][0]['log_prob'], found['flow'].mean(), places=5)
 
 
 class ResultsTest(absltest.TestCase):
