@@ -21,7 +21,7 @@ def get_config():
   config.density.levels = (0, 4, 8)
   config.density.rung_ess = 0.998
   config.density.num_steps = 8
-  config.density.num_chains = 384
+  config.density.num_chains = 192
   config.density.checks = ('exchange', 'flow')
   config.density.num_ladders = 16
   config.density.num_rounds = 1600
