@@ -90,7 +90,10 @@ class WrongTest(absltest.TestCase):
       ([workdir, '--mode=import'], r'--path is missing: name cifar10_16, .*toy2d, a checkpoint of CDRL'),
       ([workdir, '--mode=import', '--path=none.pth'], r'--path=.*/none\.pth is no file: name cifar10_16, .* of CDRL'),
       ([workdir, '--mode=import', '--pretrained=digits'], r'--pretrained is not for --mode=import: name the model by'),
-      ([workdir, '--mode=sample', '--pretrained=none'], r'^error: none is no model: name cifar10_16, .*toy2d, or the path'),
+      (
+        [workdir, '--mode=sample', '--pretrained=none'],
+        r'^error: none is no model: name cifar10_16, .*toy2d, or the path',
+      ),
       (
         [f'--workdir={self.folder}/saved', '--mode=sample', '--pretrained=digits'],
         r'/saved holds another run than --pretrained=digits: name another --workdir',
