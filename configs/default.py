@@ -101,7 +101,9 @@ def get_config():
   train.micro_batches = 1  # parts of each device's batch that are computed one after another: less memory
   train.num_steps = 1_000_000
   train.init_from = ''  # a workdir, or a folder in its checkpoints/: start from its averaged weights
-  train.objective = 'recovery'  # or dsm: denoising score matching, its limit of little noise
+  # Or contrastive: Metropolis-adjusted chains that start at the data (docs/density.md); or dsm: denoising score
+  # matching, the limit of little noise
+  train.objective = 'recovery'
   train.shared_noise = False  # the same noise for the data of both levels: the same gradient, with less variance (CDRL)
   train.level_weight = 'published'  # sigma_1 / sigma_{t+1}; or balanced: (sbar_{t+1} / sigma_{t+1})^2 in nats
   train.label_dropout = 0.1  # with classes: share of the examples that count as of none in particular

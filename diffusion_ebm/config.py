@@ -155,6 +155,10 @@ def _has_proposal(config):
   return bool(config.proposal.name)
 
 
+def _is_contrastive(config):
+  return config.train.objective == 'contrastive'
+
+
 def _has_no_classes(config):
   return not config.model.num_classes
 
@@ -308,6 +312,13 @@ RULES = (
     lambda value: value == 'recovery',
     "but a proposal learns from chains, and needs 'recovery'",
     _has_proposal,
+  ),
+  *_at_least(1, 'sampling.num_steps', applies=_is_contrastive),
+  Rule(
+    'train.shared_noise',
+    lambda value: not value,
+    "but train.objective 'contrastive' needs neighbours of one trajectory",
+    _is_contrastive,
   ),
   Rule('data.random_flip', lambda value: not value, 'but is for images only', is_vector),
   Rule('data.dequantize', lambda value: not value, 'but is for images only', is_vector),

@@ -83,13 +83,42 @@ def coupled_pair(levels: Levels, x, t, eps, noise):
   return noise_levels.posterior(levels, x, x_next, t, noise), x_next
 
 
+def contrastive_negatives(model: LevelEbm, x_t, x_next, keys, num_steps: int):
+  """Metropolis-adjusted Langevin chains on `p(y_t | x_{t+1})` that start at the data: contrastive divergence.
+
+  At the truth the data are a draw from that density, and the chain leaves it as it is: whatever its length and step
+  size, the mean gradient of `recovery_loss` vanishes there. Positives and negatives move together, which takes most of
+  the noise out of their difference. The price: what no chain crosses, such as the weights of distant modes, feels no
+  force at all; the time score (`dual_score_matching.py`) sees to it.
+
+  Args:
+    model: `ebm.at(t)`.
+    x_t: the data, neighbours of `x_next` in one trajectory, (B, ...).
+    x_next: the noisier variable, like `x_t`.
+    keys: one for each chain, (B,).
+    num_steps: K.
+
+  Returns:
+    Samples of `x_t`, like it.
+
+  Source: Hinton 2002, Training products of experts by minimizing contrastive divergence; Roberts and Tweedie 1996.
+  """
+
+  def target(y):
+    return model.conditional_log_density(y, x_next)
+
+  step_size = at(np.sqrt(model.levels.step_variance), model.t, model.t)
+  start = langevin.init(target, model.levels.to_y(x_t, model.t))
+  return model.levels.to_x(langevin.run(langevin.mala, target, start, keys, step_size, num_steps)[0].y, model.t)
+
+
 def recovery_loss(ebm: Ebm, x_pos, x_neg, t):
   """The loss of each example, whose gradient is that of the negative recovery log likelihood, weighted by level.
 
   Args:
     ebm: the model; the gradient with respect to its weights is the one that counts.
     x_pos: diffused data `x_t`, (B, ...).
-    x_neg: samples of `sample_conditional`, held constant, like `x_pos`.
+    x_neg: samples of `sample_conditional` or `contrastive_negatives`, held constant, like `x_pos`.
     t: levels, int (B,) in 0..T-1.
 
   Returns:

@@ -24,7 +24,7 @@ from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.networks import spectral_norm
 from diffusion_ebm.proposal import Proposal
 
-OBJECTIVES = ('recovery', 'dsm')
+OBJECTIVES = ('recovery', 'contrastive', 'dsm')
 
 
 class ProposalState(struct.PyTreeNode):
@@ -72,7 +72,7 @@ class StepSettings:
     num_langevin_steps: K.
     ema_decay: of the parameters' moving average.
     random_flip: mirror each image with probability 1/2.
-    objective: 'recovery', or 'dsm' for denoising score matching.
+    objective: 'recovery'; 'contrastive', with chains from the data; or 'dsm' for denoising score matching.
     shared_noise: the data of both levels get the same noise.
     time_score: weight of the time score's loss, which ties the levels together; 0 for none.
     score_matching: weight of denoising score matching between the levels; 0 for none.
@@ -252,7 +252,7 @@ def _gradients(state, spectral, ebm, trainable, keys, batch, label, settings):
   else:
     x_pos, x_next = noise_levels.diffuse_pair(levels, x, t, eps, normal(next_keys))
 
-  # Negatives: the chain from the noisier data, or from the proposal. Score matching has none.
+  # Negatives: the chain from the noisier data, the proposal or the data. Score matching has none.
   x_start = x_neg = x_next
   losses, grads = {}, {}
   if state.proposal:
@@ -262,11 +262,14 @@ def _gradients(state, spectral, ebm, trainable, keys, batch, label, settings):
     x_start, x_neg = lax.stop_gradient((levels.to_x(start, t), levels.to_x(y, t)))
   elif settings.objective == 'recovery':
     x_neg = lax.stop_gradient(recovery.sample_conditional(ebm.at(t), x_next, noise, settings.num_langevin_steps))
+  elif settings.objective == 'contrastive':
+    x_start, steps = x_pos, settings.num_langevin_steps
+    x_neg = lax.stop_gradient(recovery.contrastive_negatives(ebm.at(t), x_pos, x_next, chain_keys, steps))
 
   # Losses and gradients.
   def mean_loss(params):
     ebm = trainable.make_ebm(params, spectral).replace(**told)
-    if settings.objective == 'recovery':
+    if settings.objective != 'dsm':
       loss, f_pos = recovery.recovery_loss(ebm, x_pos, x_neg, t)
     else:
       loss, f_pos = recovery.score_matching_loss(ebm, x_pos, eps, t)

@@ -35,6 +35,7 @@ OWN = (
   'digits_density',
   'digits_cdrl',
   'digits_drl',
+  'toy2d_density',
   'toy2d_t1k',
   'toy2d_cdrl',
 )
@@ -69,6 +70,7 @@ class ConfigsTest(parameterized.TestCase):
           'cifar10_t1k',
           'digits_t1k',
           'digits_density',
+          'toy2d_density',
           'toy2d_t1k',
           'cifar10_cdrl',
           'imagenet32_cdrl',
@@ -350,7 +352,7 @@ class RulesTest(absltest.TestCase):
     super().setUp()
     self.defaults = dict(config_lib.flatten(default.get_config().to_dict()))
     # Between them every rule applies to one; of each, no value is wrong.
-    names = ('digits', 'toy2d', 'digits_density', 'digits_cdrl', 'toy2d_cdrl')
+    names = ('digits', 'toy2d', 'digits_density', 'digits_cdrl', 'toy2d_cdrl', 'toy2d_density')
     self.configs = [config_lib.resolve(get(name)) for name in names]
 
   def broken(self, rule, config):

@@ -218,6 +218,35 @@ class RecoveryTest(parameterized.TestCase):
     self.assertGreater(abs(gradients['coupled'].mean()), 4 * gradients['coupled'].std() / np.sqrt(n))
     self.assertLess(gradients['coupled'].std(), gradients['plain'].std() * (0.5 if t else 0.9))
 
+  @parameterized.parameters(0, 2, 5)
+  def test_contrastive_negatives_have_the_law_of_the_data_at_the_truth_whatever_the_step_size(self, t):
+    levels = noise_levels.make_levels(6, 1.0, 'conditional', 'one')
+    n = 20_000
+    level, keys = jnp.full(n, t), jax.random.split(jax.random.key(t), n)
+    x, eps, eps_next = jax.random.normal(jax.random.key(t + 1), (3, n, 1))
+    x_t, x_next = noise_levels.diffuse_pair(levels, DATA_STD * x, level, eps, eps_next)
+    _, precision = gaussian(levels, t)
+    ebm = lambda theta: testing.function_ebm(  # noqa: E731
+      levels, lambda y, _: -0.5 * theta * jnp.sum(y**2, axis=1)
+    )
+
+    def gradient(factor, x_neg):
+      """Mean and standard error of the loss's derivative with respect to the precision, in units of it."""
+      each = jax.jacfwd(lambda theta: recovery.recovery_loss(ebm(theta), x_t, x_neg, level)[0])(factor * precision)
+      each = np.asarray(each, np.float64) * precision / levels.weight[t]
+      return each.mean(), each.std() / np.sqrt(n)
+
+    mean, error = gradient(1.0, recovery.contrastive_negatives(ebm(precision).at(level), x_t, x_next, keys, 2))
+    self.assertLess(abs(mean), 4 * error)
+    # The unadjusted chain of as many gradients, from the noisier data, is biased there.
+    noise = langevin.normal_noise(keys, (1,))
+    mean, plain_error = gradient(1.0, recovery.sample_conditional(ebm(precision).at(level), x_next, noise, 2))
+    self.assertGreater(abs(mean), 8 * plain_error)
+    self.assertLess(error, plain_error)
+    # A model that is too narrow is told so: descent lowers the precision.
+    mean, error = gradient(1.5, recovery.contrastive_negatives(ebm(1.5 * precision).at(level), x_t, x_next, keys, 2))
+    self.assertGreater(mean, 8 * error)
+
   def test_balanced_weights_measure_the_score_in_units_of_the_noise(self):
     levels = noise_levels.make_levels(1000, 0.1, 'conditional', 'one', 'balanced')
     t = jnp.array([0, 1, 50, 998])

@@ -35,7 +35,7 @@ _COMMON = {
   'proposal.dropout': (0.0, 0.2),
   'proposal.num_layers': (1, 2),
   'proposal.num_frequencies': (0, 2),
-  'train.objective': ('recovery', 'dsm'),
+  'train.objective': ('recovery', 'contrastive', 'dsm'),
   'train.level_weight': ('published', 'balanced'),
   'train.time_score': (0.0, 1.0),
   'train.score_matching': (0.0, 1.0),

@@ -227,6 +227,23 @@ class TrainStepTest(absltest.TestCase):
     self.assertGreater(float(metrics['grad_norm']), 0)
 
   @testing.long
+  def test_contrastive_chains_start_at_the_data(self):
+    settings = train_step.StepSettings(3, 2, 0.9, False, objective='contrastive')
+    _, metrics = self.step(self.state, self.batch, jnp.arange(12), settings)
+    key = jax.random.fold_in(jax.random.key(3), 0)
+    keys = [jax.random.split(jax.random.fold_in(key, i), 6) for i in range(12)]
+    t = jnp.array([jax.random.randint(k[0], (), 0, 6) for k in keys])
+    eps, eps_next = (jnp.stack([jax.random.normal(k[j], (2,)) for k in keys]) for j in (2, 3))
+    x_pos, x_next = noise_levels.diffuse_pair(self.levels, self.batch, t, eps, eps_next)
+    u = spectral_norm.iterate(self.state.params, self.state.spectral)
+    ebm = Ebm(spectral_norm.normalise(self.state.params, u), self.network, self.levels)
+    x_neg = recovery.contrastive_negatives(ebm.at(t), x_pos, x_next, jnp.stack([k[4] for k in keys]), 2)
+    loss, _ = recovery.recovery_loss(ebm, x_pos, x_neg, t)
+    np.testing.assert_allclose(metrics['loss'], np.mean(loss), rtol=1e-3, atol=1e-7)
+    moved = np.linalg.norm(x_neg - x_pos, axis=1)
+    np.testing.assert_allclose(metrics['level_displacement'], jax.ops.segment_sum(moved, t, 6), rtol=1e-4)
+
+  @testing.long
   def test_one_gradient_a_level_and_the_dual_score(self):
     levels = noise_levels.make_levels(1000, 0.2, 'conditional', 'one', 'balanced')
     settings = train_step.StepSettings(3, 0, 0.9, False, time_score=0.7, score_matching=0.3)
