@@ -57,6 +57,21 @@ def log_ratios(forward, reverse) -> Ratios:
   return Ratios(np.cumsum(ratio), influence.std(0, ddof=1) / np.sqrt(len(forward)))
 
 
+def from_both_ends(forward, reverse) -> tuple[float, float]:
+  """The normaliser from the weights of both passes of annealed importance sampling, and its standard error, in nats.
+
+  A pass is a draw of a whole path; the weights are the ratio of the densities of the same path in both directions.
+
+  Args:
+    forward: log weights of the forward pass, (N,).
+    reverse: those of a reverse pass that starts at samples of the last density, (N,), as of `ais.reverse_estimate`.
+
+  Source: Crooks 2000, Path-ensemble averages in systems driven far from equilibrium, section IV.
+  """
+  found = log_ratios(np.asarray(forward)[:, None, None], -np.asarray(reverse)[:, None, None])
+  return float(found.log_z[0]), float(found.standard_error[0])
+
+
 def _excess(forward, reverse, ratio):
   """By how much, in each run, the left side of Bennett's equation is above the right one, (B, R)."""
   return special.expit(forward - ratio).mean(1) - special.expit(ratio - reverse).mean(1)

@@ -16,6 +16,7 @@ from diffusion_ebm.density import (
   ais,
   annealing,
   baseline_densities,
+  bridge,
   dataset_log_prob,
   ladder,
   log_prob,
@@ -228,6 +229,7 @@ def _bracket(level, forward, reverse, shift):
   """Log Z of a level from the log weights of both ends."""
   up, down = (end._replace(log_z=end.log_z + shift) for end in (ais.estimate(forward), ais.reverse_estimate(reverse)))
   lower, upper = ais.bracket(up, down)
+  both, error = bridge.from_both_ends(forward, reverse)
   return {
     'level': level,
     'log_z': 0.5 * (up.log_z + down.log_z),
@@ -235,6 +237,7 @@ def _bracket(level, forward, reverse, shift):
     'upper': upper,
     'forward': up._asdict(),
     'reverse': down._asdict(),
+    'both': {'log_z': both + shift, 'standard_error': error},
   }
 
 
@@ -304,9 +307,16 @@ def _log_probs(config, values, first):
   return record | _bits_per_dim(config, clean, noisy) | {'grey_levels': config.data.grey_levels}
 
 
+_NAMES = {
+  'forward': 'annealed importance sampling, forward',
+  'reverse': 'annealed importance sampling, reverse',
+  'both': 'annealed importance sampling, both ends',
+  'exchange': 'replica exchange',
+}
 _ASSUMES = {
   'forward': 'its few largest weights stand for all of the model',
   'reverse': 'the chains near the data have reached all of the model',
+  'both': 'the reverse chains start at samples of the model',
   'exchange': 'its chains have mixed',
   'flow': 'the scores of all noise levels are those of one diffused density, which energies of levels need not be',
 }
@@ -321,10 +331,11 @@ def _routes(config, ebm, shape, source, energy, log_z, seed, unfinished):
   arrays, record, routes = {}, {}, []
   if energy is not None:
     arrays['energy'] = energy
-    for end in [end for end in ('forward', 'reverse', 'exchange') if end in first]:
-      name = 'replica exchange' if end == 'exchange' else f'annealed importance sampling, {end}'
+    for end in [end for end in _NAMES if end in first]:
       value = float(energy.mean()) + first['log_z'] - first[end]['log_z']
-      routes.append(agreement.Route(name, value, first[end]['standard_error'], first[end]['log_z'], _ASSUMES[end]))
+      routes.append(
+        agreement.Route(_NAMES[end], value, first[end]['standard_error'], first[end]['log_z'], _ASSUMES[end])
+      )
   if 'flow' in density.checks:
     top = log_z[-1].get('exchange', log_z[-1]['forward'])
     log_z_top = top['log_z'] - int(np.prod(shape)) * float(np.log(ebm.levels.a_y[-1]))

@@ -9,7 +9,7 @@ from scipy import stats
 
 from diffusion_ebm import langevin, noise_levels
 from diffusion_ebm.data.source import ArraySource
-from diffusion_ebm.density import ais, annealing, dataset_log_prob, ladder
+from diffusion_ebm.density import ais, annealing, bridge, dataset_log_prob, ladder
 from diffusion_ebm.run import unfinished
 from diffusion_ebm.run.errors import DivergedError
 from tests import testing
@@ -74,6 +74,9 @@ class AnnealingTest(absltest.TestCase):
       self.assertEqual(reverse.shape, (CHAINS,))
       down = ais.reverse_estimate(reverse)
       self.assertBetween(self.log_z[level], *ais.bracket(up, down))
+      both, error = bridge.from_both_ends(forward[self.steps.reached(level)], reverse)
+      self.assertAlmostEqual(both, self.log_z[level], delta=4 * error + 1e-3)
+      self.assertLess(error, 1.05 * min(up.standard_error, down.standard_error))
       for end in (up, down):
         self.assertAlmostEqual(end.log_z, self.log_z[level], delta=4 * end.standard_error + 1e-3)
         self.assertLess(end.standard_error, 0.05)

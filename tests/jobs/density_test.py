@@ -83,7 +83,7 @@ class DensityTest(absltest.TestCase):
     # Levels that nothing has made consistent: the job must say that the two densities differ, and why.
     self.assertEqual(
       [route['name'].rpartition(', ')[2] for route in self.record['routes']],
-      ['forward', 'reverse', 'replica exchange', 'probability-flow ODE'],
+      ['forward', 'reverse', 'both ends', 'replica exchange', 'probability-flow ODE'],
     )
     self.assertRegex(
       ' '.join(self.record['disagreements']), 'and probability-flow ODE differ by .* one diffused density'
