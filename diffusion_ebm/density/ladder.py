@@ -129,7 +129,8 @@ def choose(ebm: Ebm, keys, shape, kernel, pilot: Pilot, on_level=lambda level: N
     if len(chosen) - tuned >= _TUNE_EVERY:
       x, tuned_step = tune(rung, x, keys, np.float32(step_size), 2 * len(chosen))
       step_size, tuned = float(tuned_step), len(chosen)
-    x = move(rung, x, keys, np.float32(step_size), 2 * len(chosen) + 1)
+    x, acceptance = move(rung, x, keys, np.float32(step_size), 2 * len(chosen) + 1)
+    step_size *= float(np.exp(acceptance - pilot.acceptance))  # between two times that it is tuned
     chosen.append((level, fraction, step_size))
     if fraction == 1:
       on_level(level)
@@ -151,7 +152,8 @@ def _pilot_steps(ebm, kernel, pilot):
   def move(rung, x, keys, step_size, number):
     target = rung_log_density(ebm, rung)
     state, keys = langevin.init(target, x), random_keys.fold_in(keys, number)
-    return langevin.run(kernel, target, state, keys, step_size, pilot.num_steps)[0].y
+    state, info = langevin.run(kernel, target, state, keys, step_size, pilot.num_steps)
+    return state.y, jnp.mean(info.acceptance)
 
   @jax.jit
   @jax.default_matmul_precision('highest')
