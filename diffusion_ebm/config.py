@@ -402,15 +402,16 @@ def _level_misfits(config):
   top = noise_levels.num_models(num_levels, diffusion.schedule) - 1
   if 'density' in config:
     density = config.density
+    checks = density.get('checks', ())  # later than the section
     for level in density.levels:
       if not isinstance(level, int) or not 0 <= level <= top:
         yield f'density.levels names {level}, not in 0 .. {top}'
-    for check in density.checks:
+    for check in checks:
       if check not in _DENSITY_CHECKS:
         yield f'density.checks names {check!r}, not one of {", ".join(_DENSITY_CHECKS)}'
-    if not density.bracket and tuple(density.checks) != ('flow',):
+    if not density.get('bracket', True) and tuple(checks) != ('flow',):
       yield "density.bracket is False, but that is for density.checks=('flow',)"
-    if density.reverse_from == 'exchange' and 'exchange' not in density.checks:
+    if density.get('reverse_from') == 'exchange' and 'exchange' not in checks:
       yield "density.reverse_from is 'exchange', but density.checks does not name it"
   if 'long_run' in config:
     long_run = config.long_run
