@@ -87,7 +87,7 @@ class WrongTest(absltest.TestCase):
       ([workdir, digits, '--mode=sample', '--mask=left'], r'--mask is for --mode=inpaint, not for --mode=sample'),
       ([workdir, digits, '--mode=inpaint', '--frames=3'], r'--frames is for --mode=interpolate, not for .*=inpaint'),
       ([workdir, digits, '--mode=inpaint', '--mask=middle'], r'--mask=middle is neither a file in .* nor one of left'),
-      ([workdir, '--mode=import'], r'--path is missing: name cifar10_16, .*toy2d, a checkpoint of CDRL'),
+      ([workdir, '--mode=import'], r'--path is missing: name cifar10_16, .*toy2d, .*a checkpoint of CDRL'),
       ([workdir, '--mode=import', '--path=none.pth'], r'--path=.*/none\.pth is no file: name cifar10_16, .* of CDRL'),
       ([workdir, '--mode=import', '--pretrained=digits'], r'--pretrained is not for --mode=import: name the model by'),
       (
