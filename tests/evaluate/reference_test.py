@@ -8,6 +8,7 @@ import numpy as np
 from configs import digits, toy2d
 from diffusion_ebm import data
 from diffusion_ebm.evaluate import classifier, features, inception_weights, reference
+from diffusion_ebm.run import files
 from diffusion_ebm.run.errors import UserError
 
 
@@ -44,7 +45,7 @@ class GivenFilesTest(parameterized.TestCase):
       self.make(not_yet, extractor='inception', inception_weights=self.path)
     with open(self.path, 'wb') as file:
       file.write(b'<html>')
-    with mock.patch.object(inception_weights, 'sha256', not_yet), self.assertRaisesRegex(UserError, 'web page'):
+    with mock.patch.object(files, 'sha256', not_yet), self.assertRaisesRegex(UserError, 'web page'):
       self.make(not_yet, extractor='inception', inception_weights=self.path)
     with self.assertRaisesRegex(UserError, 'no data'):
       self.make(mock.Mock(side_effect=UserError('no data')), extractor='inception')

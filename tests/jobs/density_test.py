@@ -37,7 +37,7 @@ class DensityTest(absltest.TestCase):
     cls.config = config = testing.toy2d_config()
     config.model.update({'output_scale': 0.3, 'quadratic': 1.0})
     config.diffusion.temperature = 'one'
-    config.density.update({'num_chains': 500, 'pilot_chains': 100, 'rung_ess': 0.98, 'data_steps': 64})
+    config.density.update({'num_chains': 500, 'pilot_chains': 100, 'rung_ess': 0.99, 'data_steps': 64})
     config.density.update({'checks': ('exchange', 'flow'), 'num_ladders': 32, 'num_rounds': 240, 'overlap': 0.7})
     testing.save_first_state(config, cls.workdir, step=3, ema_params=perturbed(config))
     cls.record = density.run(config, cls.workdir)
