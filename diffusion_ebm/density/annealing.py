@@ -140,9 +140,9 @@ class Annealing:
       level: in 0..T-1.
       x: samples of the level's model, (N, ...), as of `near_data` or of replica exchange.
     """
-    return self._pass(f'reverse, level {level}', steps.back_from(steps.reached(level)), x, _REVERSE + 256 * level)[0][
-      -1
-    ]
+    back = steps.back_from(steps.reached(level))
+    weights, _ = self._pass(f'reverse, level {level}', back, x, _REVERSE + 256 * level)
+    return weights[-1]
 
   def _pass(self, name, steps, x, stream):
     num_moves, part = len(steps.step_sizes) - 1, name.replace(', ', '_').replace(' ', '_')

@@ -268,10 +268,10 @@ def _mean(name, values):
   return {name: float(values.mean()), f'{name}_standard_error': float(values.std() / np.sqrt(len(values)))}
 
 
-def _bits(config, log_prob_mean) -> float:
-  """Bits per dimension of images whose mean log density is given, in nats."""
+def _bits(config, log_density):
+  """Bits per dimension of images whose log density, or its mean, is given, in nats."""
   dim = config.data.image_size**2 * config.data.num_channels
-  return float(log_prob.bits_per_dim(log_prob_mean, dim, config_lib.grey_width(config)))
+  return log_prob.bits_per_dim(log_density, dim, config_lib.grey_width(config))
 
 
 def _bits_per_dim(config, clean, noisy) -> dict:
@@ -357,9 +357,7 @@ def _routes(config, ebm, shape, source, energy, log_z, seed, unfinished):
     record['flow'] = {'evaluations': float(evaluations.mean()), 'unsolved': int((~solved).sum())}
   to_bits = None
   if not config_lib.is_vector(config):
-    to_bits = functools.partial(
-      log_prob.bits_per_dim, dim=int(np.prod(shape)), grey_width=config_lib.grey_width(config)
-    )
+    to_bits = functools.partial(_bits, config)
     arrays |= {f'{name}_bits_per_dim': to_bits(each) for name, each in list(arrays.items())}
   record |= {'table': agreement.table(routes, to_bits), 'routes': [route._asdict() for route in routes]}
   record['disagreements'] = agreement.disagreements(routes)
