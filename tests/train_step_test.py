@@ -19,6 +19,13 @@ SETTINGS = train_step.StepSettings(seed=3, num_langevin_steps=2, ema_decay=0.9, 
 RATE = 0.1
 
 
+def first_draws():
+  """Levels of twelve examples at step 0 of seed 3, and the six keys of each."""
+  key = jax.random.fold_in(jax.random.key(3), 0)
+  keys = [jax.random.split(jax.random.fold_in(key, i), 6) for i in range(12)]
+  return jnp.array([jax.random.randint(k[0], (), 0, 6) for k in keys]), keys
+
+
 class TrainStepTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
@@ -44,9 +51,7 @@ class TrainStepTest(absltest.TestCase):
 
   def expected(self):
     """Loss, gradient and positives by hand."""
-    key = jax.random.fold_in(jax.random.key(3), 0)
-    keys = [jax.random.split(jax.random.fold_in(key, i), 6) for i in range(12)]
-    t = jnp.array([jax.random.randint(k[0], (), 0, 6) for k in keys])
+    t, keys = first_draws()
     eps, eps_next = (jnp.stack([jax.random.normal(k[j], (2,)) for k in keys]) for j in (2, 3))
     x_pos, x_next = noise_levels.diffuse_pair(self.levels, self.batch, t, eps, eps_next)
     u = spectral_norm.iterate(self.state.params, self.state.spectral)
@@ -210,9 +215,7 @@ class TrainStepTest(absltest.TestCase):
   def test_score_matching_is_done_on_the_same_data_without_a_chain(self):
     settings = train_step.StepSettings(3, 2, 0.9, False, objective='dsm')
     after, metrics = self.step(self.state, self.batch, jnp.arange(12), settings)
-    key = jax.random.fold_in(jax.random.key(3), 0)
-    keys = [jax.random.split(jax.random.fold_in(key, i), 6) for i in range(12)]
-    t = jnp.array([jax.random.randint(k[0], (), 0, 6) for k in keys])
+    t, keys = first_draws()
     eps = jnp.stack([jax.random.normal(k[2], (2,)) for k in keys])
     x_pos = noise_levels.diffuse(self.levels, self.batch, t, eps)
     u = spectral_norm.iterate(self.state.params, self.state.spectral)
@@ -230,9 +233,7 @@ class TrainStepTest(absltest.TestCase):
   def test_contrastive_chains_start_at_the_data(self):
     settings = train_step.StepSettings(3, 2, 0.9, False, objective='contrastive')
     _, metrics = self.step(self.state, self.batch, jnp.arange(12), settings)
-    key = jax.random.fold_in(jax.random.key(3), 0)
-    keys = [jax.random.split(jax.random.fold_in(key, i), 6) for i in range(12)]
-    t = jnp.array([jax.random.randint(k[0], (), 0, 6) for k in keys])
+    t, keys = first_draws()
     eps, eps_next = (jnp.stack([jax.random.normal(k[j], (2,)) for k in keys]) for j in (2, 3))
     x_pos, x_next = noise_levels.diffuse_pair(self.levels, self.batch, t, eps, eps_next)
     u = spectral_norm.iterate(self.state.params, self.state.spectral)
