@@ -23,6 +23,7 @@ def get_config():
   config.sampling.step_size_rule = 'posterior'
   config.sampling.noise_scale = 1.0
   config.sampling.denoise = True
+  config.sampling.flow_steps = 20
   config.sampling.label = 'all'
   config.sampling.guidance = 1.0
   config.train.objective = 'dsm'

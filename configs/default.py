@@ -72,6 +72,9 @@ def get_config():
   sampling.full_noise_levels = 0  # so many of the noisiest levels, which settle what an image shows, take eta = 1
   sampling.denoise = False  # remove the noise of the cleanest level (sigma 0.01) by Tweedie's formula
   sampling.denoise_factor = 1.0  # of that step: 1 is Tweedie's, CDRL's code takes 2
+  # Samples along the probability flow in so many steps of one gradient, in the place of chains: for energies that are
+  # log densities of one diffused density (T1k, score matching); docs/density.md. 0: chains.
+  sampling.flow_steps = 0
   sampling.label = ''  # with classes, the one to draw, by name or number; all: each in turn; '': none in particular
   sampling.guidance = 0.0  # w: f(y | label) + w (f(y | label) - f(y)), and the proposal's mean likewise
   # Instead of one class, a weighted sum of energies: classes, 'none' in particular, workdirs; docs/composition.md

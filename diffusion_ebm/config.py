@@ -32,6 +32,7 @@ _FREE = {
   'sampling.noise_scale',
   'sampling.full_noise_levels',
   'sampling.generation_steps',
+  'sampling.flow_steps',
   'sampling.denoise',
   'sampling.label',
   'sampling.guidance',
@@ -183,6 +184,7 @@ RULES = (
     'sampling.num_steps',
     'sampling.noise_scale',
     'sampling.full_noise_levels',
+    'sampling.flow_steps',
     'sampling.denoise_factor',
     'proposal.warmup_steps',
     'proposal.warmup_head_start',
@@ -400,6 +402,10 @@ def _level_misfits(config):
       f'level: they need diffusion.num_levels at least {_LEAST_FOR_NORMAL}'
     )
   top = noise_levels.num_models(num_levels, diffusion.schedule) - 1
+  if sampling.flow_steps > top + 1:
+    yield f'sampling.flow_steps is {sampling.flow_steps}, but must be at most {top + 1}, the number of levels'
+  if sampling.flow_steps and sampling.corrected:
+    yield f'sampling.flow_steps is {sampling.flow_steps}, but sampling.corrected asks for chains: set one of them'
   if 'density' in config:
     density = config.density
     checks = density.get('checks', ())  # later than the section

@@ -15,7 +15,7 @@ def settings(config) -> sampling.Settings:
   """How samples are drawn."""
   s = config.sampling
   num_steps = max(s.generation_steps or s.num_steps, 0)
-  return sampling.Settings(num_steps, s.noise_scale, s.full_noise_levels, s.denoise, s.denoise_factor)
+  return sampling.Settings(num_steps, s.noise_scale, s.full_noise_levels, s.denoise, s.denoise_factor, s.flow_steps)
 
 
 def corrected_settings(config) -> corrected_sampling.Settings:

@@ -22,6 +22,7 @@ _LATER = {
   'sampling.corrected': '',
   'sampling.corrected_steps': 100,
   'sampling.denoise_factor': 1.0,
+  'sampling.flow_steps': 0,
   'sampling.full_noise_levels': 0,
   'sampling.guidance': 0.0,
   'sampling.label': '',

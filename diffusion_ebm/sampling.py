@@ -9,7 +9,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_ebm import langevin, marginal_density, noise_levels, random_keys, recovery
+from diffusion_ebm import flow_sampling, langevin, marginal_density, noise_levels, random_keys, recovery
 from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.noise_levels import NoiseLevels
 from diffusion_ebm.proposal import NormalProposal
@@ -25,6 +25,7 @@ class Settings(NamedTuple):
     full_noise_levels: at so many of the noisiest levels, the factor is 1.
     denoised: remove the little noise that is left at level 0, by `denoise`.
     denoise_factor: of that step.
+    flow_steps: steps along the probability flow in the place of all chains (`flow_sampling`); 0 for chains.
   """
 
   num_steps: int
@@ -32,6 +33,7 @@ class Settings(NamedTuple):
   full_noise_levels: int = 0
   denoised: bool = False
   denoise_factor: float = 1.0
+  flow_steps: int = 0
 
 
 def shown_levels(num_models: int) -> tuple[int, ...]:
@@ -101,6 +103,9 @@ def descend(
   Returns:
     As of `sample`.
   """
+
+  if settings.flow_steps:
+    return finish(ebm, *flow_sampling.descend(ebm, white, settings.flow_steps, keep), keep, settings)
 
   def step_down(x, t):
     return recovery.sample_conditional(ebm.at(jnp.full(len(x), t)), x, noise(t), settings.num_steps, proposal), None

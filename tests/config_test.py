@@ -285,6 +285,8 @@ class CheckTest(parameterized.TestCase):
     ('sampling.step_size_rule', 'x'),
     ('sampling.noise_scale', -0.1),
     ('sampling.full_noise_levels', -1),
+    ('sampling.flow_steps', -1),
+    ('sampling.flow_steps', 7),
     ('sampling.batch_size', 0),
     ('train.batch_size', 0),
     ('train.batch_size', 7),
@@ -315,6 +317,14 @@ class CheckTest(parameterized.TestCase):
     (config[section] if section else config)[name] = value
     with self.assertRaisesRegex(UserError, re.escape(key)):
       config_lib.check(config_lib.resolve(config), 2)
+
+  def test_the_flow_has_no_chains_to_correct(self):
+    config = digits_drl.get_config()
+    config.sampling.update({'flow_steps': 6})
+    config_lib.check(config_lib.resolve(config), 1)
+    config.sampling.corrected = 'mala'
+    with self.assertRaisesRegex(UserError, r'sampling\.flow_steps is 6, but sampling\.corrected asks for chains'):
+      config_lib.check(config_lib.resolve(config), 1)
 
   def test_all_that_is_wrong_is_said_at_once(self):
     config = digits_drl.get_config()

@@ -18,6 +18,7 @@ METHOD = {
   'train_step',
   'optimizer',
   'proposal',
+  'flow_sampling',
   'sampling',
   'inpainting',
   'interpolation',

@@ -65,7 +65,8 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> dict:
   folder, began = workdir_lib.make(workdir, 'density'), time.monotonic()
   drawn, size = generate.settings(config), config.density.num_chains
   record = {}
-  if drawn.num_steps == 0 and drawn.noise_scale == 1 and not drawn.denoised:  # one normal density a level
+  # One normal density a level.
+  if drawn.num_steps == 0 and drawn.noise_scale == 1 and not drawn.denoised and not drawn.flow_steps:
     values = dataset_log_prob.bounds(ebm, source, _grey_width(config), _NUM_BOUNDED, size, seed)
     record['sampler_bound'] = _bounds(config, values)
   inputs = _inputs(config, whole, step, seed)

@@ -74,8 +74,10 @@ def run(config, workdir: str, seed: int = 0, step: int | None = None) -> list[Ro
   del seed
   if not config.steps.num_steps:
     raise UserError('--config.steps.num_steps names no number of steps: set it, as --config.steps.num_steps="(0,5,30)"')
-  if config.sampling.corrected:
-    raise UserError('--mode=steps counts gradients of plain chains: leave --config.sampling.corrected out')
+  if config.sampling.corrected or config.sampling.flow_steps:
+    raise UserError(
+      '--mode=steps counts gradients of plain chains: leave --config.sampling.corrected and flow_steps out'
+    )
   model = trained.load(config, workdir, step)
   config, step = model.config, model.step
   config.eval.baselines = False

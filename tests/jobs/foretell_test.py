@@ -137,6 +137,8 @@ class EstimateTest(absltest.TestCase):
     self.assertEqual(foretell._sampler_flops(config, model), 2 * plain)
     config.sampling.update({'guidance': 0.0, 'corrected': 'hmc', 'corrected_steps': 7})
     self.assertEqual(foretell._sampler_flops(config, model), 6 * (7 * 5 * 2 * f + embedding))
+    config.sampling.update({'guidance': 0.5, 'corrected': '', 'flow_steps': 4})
+    self.assertEqual(foretell._sampler_flops(config, model), 2 * 4 * (2 * f + embedding))
 
   def test_the_table(self):
     step = measure(V5E) | {
