@@ -49,7 +49,7 @@ class Model:
   @functools.cached_property
   def state(self) -> train_step.TrainState:
     """The initial training state, on all devices; computed when it is first asked for, which takes a while."""
-    return parallel.replicate(jax.jit(self._init)(random_keys.seed_key(self.seed)))
+    return parallel.replicate(compilation.once(self._init)(random_keys.seed_key(self.seed)))
 
   @functools.cached_property
   def abstract_state(self) -> train_step.TrainState:

@@ -17,6 +17,7 @@ from configs import cifar10, default, digits_drl
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import data, train_step
 from diffusion_ebm import model as model_lib
+from diffusion_ebm.run import compilation
 from diffusion_ebm.run.errors import UserError
 from tests import testing
 
@@ -158,8 +159,8 @@ class ConfigsTest(parameterized.TestCase):
 
   def take_one_step(self, name):
     config = config_lib.resolve(get(name))
-    config.model.update({'ch': 4, 'num_res_blocks': 1})
-    config.proposal.update({'ch': 4, 'num_res_blocks': 1, 'warmup_steps': 0})
+    config.model.update({'ch': 4, 'num_res_blocks': 1, 'ch_mult': (1, 2)})
+    config.proposal.update({'ch': 4, 'num_res_blocks': 1, 'ch_mult': (1, 1), 'warmup_steps': 0})
     config.sampling.num_steps = 1
     config.train.warmup_steps = 0
     batch, label = self.read(name, config)
@@ -167,7 +168,7 @@ class ConfigsTest(parameterized.TestCase):
     self.assertEqual(batch.shape[1:], model.shape)
     label = 1 + label if config.model.num_classes else None
     settings = train_step.StepSettings(0, 1, 0.5, config.data.random_flip)
-    state, metrics = jax.jit(
+    state, metrics = compilation.once(
       lambda state, batch, label: train_step.train_step(
         state, batch, jnp.arange(2), label, trainable=model.trainable, settings=settings
       )

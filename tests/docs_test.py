@@ -12,7 +12,7 @@ import tomllib
 from absl.testing import absltest
 
 from configs import digits, digits_classes
-from tests import docs_examples, testing
+from tests import docs_examples, forks, testing
 
 # With the least number of values that are said.
 _PAGES = {'docs/api.md': 20, 'docs/tuning.md': 1, 'docs/pretrained.md': 0, 'README.md': 0}
@@ -41,6 +41,7 @@ class DocsTest(absltest.TestCase):
   def run_python(self, *args):
     """What a process prints that finds the package and what it requires, but not the project."""
     env = os.environ | {'PYTHONPATH': os.path.join(self.folder, 'site'), 'PYTHONSAFEPATH': '1', 'JAX_PLATFORMS': 'cpu'}
+    env['XLA_FLAGS'] = forks.QUICK
     result = subprocess.run([sys.executable, *args], cwd=self.folder, env=env, capture_output=True, text=True)
     self.assertEqual(result.returncode, 0, result.stderr)
     return result.stdout

@@ -24,7 +24,7 @@ from diffusion_ebm.data import toy
 from diffusion_ebm.jobs import export, import_weights, sample, train
 from diffusion_ebm.run import files
 from diffusion_ebm.run.errors import UserError
-from tests import testing
+from tests import forks, testing
 
 
 def proposal_config(**changes):
@@ -248,7 +248,8 @@ class JobsTest(absltest.TestCase):
     workdir = os.path.join(self.folder, 'by name')
     command = [sys.executable, 'main.py', '--mode=sample', '--pretrained=digits_classes', f'--workdir={workdir}']
     for more in (['--num_samples=2', '--config.sampling.label=7'], ['--num_samples=3', '--seed=1']):
-      result = subprocess.run([*command, *more], cwd=testing.ROOT, capture_output=True, text=True, check=False)
+      env = os.environ | {'XLA_FLAGS': forks.QUICK}
+      result = subprocess.run([*command, *more], cwd=testing.ROOT, env=env, capture_output=True, text=True, check=False)
       self.assertEqual(result.returncode, 0, result.stderr)
     found = np.load(os.path.join(workdir, 'samples', 'samples_13500.npz'))['samples']
     sevens = diffusion_ebm.DiffusionEBM.pretrained('digits_classes').of_class(7)

@@ -15,9 +15,13 @@ from unittest import mock
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
+# Quick compilation, for processes whose programs are small.
+QUICK = '--xla_backend_optimization_level=0'
+
+
 def xla_flags(devices):
-  """So many devices, and quick compilation: the programs are small."""
-  return f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'
+  """So many devices, and quick compilation."""
+  return f'--xla_force_host_platform_device_count={devices} {QUICK}'
 
 
 def run(waves):

@@ -29,7 +29,7 @@ def run(*args, **kwargs):
     capture_output=True,
     text=True,
     check=False,
-    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': forks.QUICK},
     **kwargs,
   )
 

@@ -59,6 +59,15 @@ def compile_lowered(lowered: jax.stages.Lowered, kind: str | None = None) -> jax
       del options[unknown[0]]
 
 
+# What runs once need not run fast: a third of the time, most of which is compilation (docs/performance.md).
+_ONCE_OPTIONS = {'cpu': {'xla_backend_optimization_level': 0}}
+
+
+def once(function):
+  """`function` as one program for a single call: quick to compile rather than to run."""
+  return jax.jit(function, compiler_options=_ONCE_OPTIONS.get(jax.default_backend()))
+
+
 def _largest_image(text: str) -> int:
   """Height and width of the largest square images, (B, H, W, C), in a lowered program; 0 for none."""
   return max((int(size) for size in re.findall(r'tensor<\d+x(\d+)x\1x\d+x(?:f32|bf16)>', text)), default=0)

@@ -14,7 +14,7 @@ from diffusion_ebm import config as config_lib
 from diffusion_ebm import networks, noise_levels
 from diffusion_ebm.jobs import benchmark
 from diffusion_ebm.networks import flops
-from tests import testing
+from tests import forks, testing
 
 KEYS = {
   'train_step_s',
@@ -94,13 +94,14 @@ class BenchmarkTest(absltest.TestCase):
         '--width=8',
         '--blocks=1',
         '--K=1',
+        '--config.model.ch_mult=(1,)',
         '--dtype=bfloat16',
         '--devices=2',
         '--seconds=0',
         '--config.sampling.generation_steps=1',
       ],
       cwd=testing.ROOT,
-      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+      env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': forks.QUICK},
       capture_output=True,
       text=True,
       check=False,

@@ -31,6 +31,15 @@ class CompilationTest(absltest.TestCase):
       with self.assertRaisesRegex(Exception, 'perhaps'):
         compilation.compile_lowered(large)
 
+  def test_what_runs_once_is_compiled_with_its_options_and_computes_the_same(self):
+    x = jnp.arange(6.0)
+    np.testing.assert_allclose(compilation.once(jnp.sin)(x), jnp.sin(x), rtol=1e-6)
+    options = {jax.default_backend(): {'xla_backend_optimization_level': 'perhaps'}}
+    with mock.patch.dict(compilation._ONCE_OPTIONS, options), self.assertRaisesRegex(Exception, 'perhaps'):
+      compilation.once(jnp.cos)(x)
+    with mock.patch.dict(compilation._ONCE_OPTIONS, clear=True):
+      np.testing.assert_allclose(compilation.once(jnp.cos)(x), jnp.cos(x), rtol=1e-6)
+
   def test_options_of_another_version_are_left_out(self):
     lowered = jax.jit(lambda x: x + 1).lower(jnp.ones(3))
     options = {'xla_of_yesterday': 1, 'xla_cpu_enable_fast_math': False}
