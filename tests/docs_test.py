@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,19 @@ class DocsTest(absltest.TestCase):
     for (page, least), checked in zip(_PAGES.items(), json.loads(printed), strict=True):
       self.assertEqual([said for said, _ in checked], [found for _, found in checked], page)
       self.assertGreaterEqual(len(checked), least)
+
+
+class LinksTest(absltest.TestCase):
+  def test_what_is_linked_is_there(self):
+    pages = ['README.md', *glob.glob(os.path.join('docs', '*.md'), root_dir=testing.ROOT)]
+    for page in pages:
+      with open(os.path.join(testing.ROOT, page), encoding='utf-8') as file:
+        links = re.findall(r'\]\(([^)#]+)', file.read())
+      for link in links:
+        if '://' not in link:
+          with self.subTest(page, link=link):
+            self.assertTrue(os.path.exists(os.path.join(testing.ROOT, os.path.dirname(page), link)))
+    self.assertGreater(len(pages), 10)
 
 
 class PackageTest(absltest.TestCase):
