@@ -69,13 +69,13 @@ def choose_ladder(
     return Ladder(ladder.Rungs(known['level'], known['fraction']), known['step_sizes'])
   progress = Progress('choosing rungs', ebm.levels.num_models - last, unit='level')
 
-  def on_level(level):
-    progress.update(1)
-    progress.line(always=False)
+  def on_rung(done, count):
+    progress.update(done - progress.done, rungs=str(count))
+    progress.line(f'levels, {count} rungs', always=False)
 
   keys = random_keys.sample_keys(seed, np.arange(num_chains), _PILOT)
   try:
-    found = Ladder(*ladder.choose(ebm, keys, shape, kernel, pilot, on_level, last))
+    found = Ladder(*ladder.choose(ebm, keys, shape, kernel, pilot, on_rung, last))
   except FloatingPointError as error:
     raise not_finite(error.args[0]) from error
   progress.close()

@@ -91,7 +91,7 @@ class Pilot(NamedTuple):
   step_size: float = 0.3
 
 
-def choose(ebm: Ebm, keys, shape, kernel, pilot: Pilot, on_level=lambda level: None, last: int = 0):
+def choose(ebm: Ebm, keys, shape, kernel, pilot: Pilot, on_rung=lambda done, count: None, last: int = 0):
   """Chooses rungs and step sizes by a pilot run, which is not used otherwise.
 
   The next rung is as far as the share of effective samples among the pilot's chains stays at `pilot.ess`, and at most
@@ -103,7 +103,7 @@ def choose(ebm: Ebm, keys, shape, kernel, pilot: Pilot, on_level=lambda level: N
     shape: of one example.
     kernel: of `langevin.make_kernel`.
     pilot: what it aims at.
-    on_level: called with each level that has been reached.
+    on_rung: called at each rung with how many levels lie behind it, a real number, and how many rungs.
     last: the level where the ladder ends.
 
   Returns:
@@ -132,8 +132,7 @@ def choose(ebm: Ebm, keys, shape, kernel, pilot: Pilot, on_level=lambda level: N
     x, acceptance = move(rung, x, keys, np.float32(step_size), 2 * len(chosen) + 1)
     step_size *= float(np.exp(acceptance - pilot.acceptance))  # between two times that it is tuned
     chosen.append((level, fraction, step_size))
-    if fraction == 1:
-      on_level(level)
+    on_rung(ebm.levels.num_models - 1 - level + fraction, len(chosen) - 1)
   level, fraction, step_sizes = zip(*chosen, strict=True)
   return Rungs(np.asarray(level, np.int32), np.asarray(fraction, np.float32)), np.asarray(step_sizes, np.float32)
 

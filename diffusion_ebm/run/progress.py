@@ -41,13 +41,18 @@ class Progress:
     self.silent = True
     _open.append(self)
 
-  def update(self, count: int, **notes: str):
+  def update(self, count: float, **notes: str):
     """Adds work done; `notes` are shown beside it."""
     self._done += count
     self.moved = time.monotonic()
     self._bar.update(count)
     if notes:
       self._bar.set_postfix(notes, refresh=False)
+
+  @property
+  def done(self) -> float:
+    """How much of the total is done."""
+    return self._done
 
   def line(self, text: str = '', always: bool = True):
     """Where there is no bar, logs how far the work is; unless `always`, not more often than every ten seconds."""
