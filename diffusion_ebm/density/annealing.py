@@ -71,7 +71,7 @@ def choose_ladder(
 
   def on_rung(done, count):
     progress.update(done - progress.done, rungs=str(count))
-    progress.line(f'levels, {count} rungs', always=False)
+    progress.line(f'levels, {count} rungs', always=count % 50 == 0)
 
   keys = random_keys.sample_keys(seed, np.arange(num_chains), _PILOT)
   try:
