@@ -32,6 +32,7 @@ _COMMON = {
   'sampling.num_steps': (3, 0),
   'sampling.step_size_rule': ('cumulative', 'conditional', 'posterior'),
   'sampling.denoise': (False, True),
+  'sampling.flow_steps': (0, 3),
   'proposal.dropout': (0.0, 0.2),
   'proposal.num_layers': (1, 2),
   'proposal.num_frequencies': (0, 2),
