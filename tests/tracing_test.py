@@ -123,14 +123,8 @@ def traced(function, *args, platforms=()):
 
 def first_state(config):
   """`(model, state)`, the arrays of the latter without content."""
-  built = []
-
-  def build():
-    built.append(model_lib.build(config))
-    return built[0].state
-
-  state = jax.eval_shape(build)
-  return built[0], state
+  model = model_lib.build(config)
+  return model, model.described_state
 
 
 def trace_step(config, model, state, platforms=()):
