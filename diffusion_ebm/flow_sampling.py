@@ -59,9 +59,7 @@ def descend(ebm: Ebm, white, num_steps: int, keep: tuple[int, ...] = ()):
   step = np.diff(levels.log_snr[chosen])
   ahead = np.zeros(num_steps)  # of the last change of D
   ahead[1:-1] = step[1:-1] / (2 * step[:-2])
-  goals = np.stack([chosen[1:], *np.broadcast_to(np.reshape(keep, (-1, 1)), (len(keep), num_steps))], axis=1).astype(
-    int
-  )
+  goals = np.array([[end, *keep] for end in chosen[1:]])  # of each step: where it ends, and what is kept on the way
   reached = (chosen[1:, None] <= goals) & (goals < now[:, None])
   length = levels.log_snr[goals] - levels.log_snr[now][:, None]
   of_state = levels.sigma_cum[goals] / levels.sigma_cum[now][:, None]

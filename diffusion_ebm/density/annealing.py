@@ -70,7 +70,7 @@ def choose_ladder(
   progress = Progress('choosing rungs', ebm.levels.num_models - last, unit='level')
 
   def on_rung(done, count):
-    progress.update(done - progress.done, rungs=str(count))
+    progress.update(int(done) - progress.done, rungs=str(count))
     progress.line(f'levels, {count} rungs', always=count % 50 == 0)
 
   keys = random_keys.sample_keys(seed, np.arange(num_chains), _PILOT)

@@ -134,10 +134,10 @@ def _sampler(config, model, chip, count) -> dict:
 def _sampler_flops(config, model) -> int:
   """Operations of a sample."""
   levels, terms = model.levels.num_models, 2 if config.sampling.guidance else len(config.sampling.compose) or 1
-  drawn, proposal = generate.settings(config), model.proposal_network
-  gradients = drawn.num_steps or 1
+  drawn = generate.settings(config)
   if drawn.flow_steps:
     return flops.sampler(model.network, model.shape, drawn.flow_steps, drawn.flow_steps, None, terms)
+  gradients, proposal = drawn.num_steps or 1, model.proposal_network
   if config.sampling.corrected:
     settings, proposal = generate.corrected_settings(config), None
     gradients = settings.num_steps * (settings.num_leapfrog if settings.kernel == 'hmc' else 1)

@@ -41,7 +41,7 @@ class Progress:
     self.silent = True
     _open.append(self)
 
-  def update(self, count: float, **notes: str):
+  def update(self, count: int, **notes: str):
     """Adds work done; `notes` are shown beside it."""
     self._done += count
     self.moved = time.monotonic()
@@ -50,7 +50,7 @@ class Progress:
       self._bar.set_postfix(notes, refresh=False)
 
   @property
-  def done(self) -> float:
+  def done(self) -> int:
     """How much of the total is done."""
     return self._done
 
