@@ -66,7 +66,7 @@ def normal_noise(keys, shape, scale=1.0):
   """
 
   def noise(k):
-    eps = jax.vmap(lambda key: jax.random.normal(key, shape))(random_keys.fold_in(keys, k))
+    eps = random_keys.draw(jax.random.normal, random_keys.fold_in(keys, k), shape)
     return _per_chain(scale, eps) * eps
 
   return noise
@@ -128,7 +128,7 @@ def _sum(x):
 
 
 def _normal(keys, y):
-  return jax.vmap(lambda key: jax.random.normal(key, y.shape[1:], y.dtype))(keys)
+  return random_keys.draw(lambda key, shape: jax.random.normal(key, shape, y.dtype), keys, y.shape[1:])
 
 
 def unadjusted(target, state: State, keys, step_size) -> tuple[State, Info]:

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_ebm import random_keys
+
 
 def to_unit_range(batch):
   """uint8 images to float32 in [-1, 1]; float vectors as they are."""
@@ -39,7 +41,8 @@ def dequantize(keys, x, width: float):
 
   Source: Theis et al. 2016, A note on the evaluation of generative models, section 3.1.
   """
-  return x + width * jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], minval=-0.5, maxval=0.5))(keys)
+  centred = lambda key, shape: jax.random.uniform(key, shape, minval=-0.5, maxval=0.5)  # noqa: E731
+  return x + width * random_keys.draw(centred, keys, x.shape[1:])
 
 
 def to_continuous(keys, examples, width: float):

@@ -243,7 +243,7 @@ def _gradients(state, spectral, ebm, trainable, keys, batch, label, settings):
     x = preprocessing.dequantize(random_keys.fold_in(keys, 6), x, settings.grey_width)
   shape, levels = x.shape[1:], ebm.levels
   t = jax.vmap(lambda key: jax.random.randint(key, (), 0, levels.num_models))(level_keys)
-  normal = jax.vmap(lambda key: jax.random.normal(key, shape))
+  normal = lambda keys: random_keys.draw(jax.random.normal, keys, shape)  # noqa: E731
   eps, noise = normal(now_keys), langevin.normal_noise(chain_keys, shape)
   if settings.shared_noise:
     x_pos, x_next = noise_levels.diffuse_together(levels, x, t, eps)

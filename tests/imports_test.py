@@ -34,7 +34,7 @@ METHOD = {
 # What a room may import beside itself and packages from elsewhere; `run.errors` is run's smallest part.
 ALLOWED = {
   'method': {'networks', 'run.errors'},
-  'networks': {'noise_levels'},
+  'networks': {'noise_levels', 'random_keys'},
   'density': METHOD | {'networks', 'run'},
   'data': {'run'},
   'evaluate': {'run'},

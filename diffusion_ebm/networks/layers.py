@@ -8,6 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion_ebm import random_keys
 from diffusion_ebm.networks.convolution import PREPARED, conv2d
 from diffusion_ebm.noise_levels import between
 
@@ -97,7 +98,7 @@ def dropout(x, rate: float, keys):
   """
   if keys is None or rate == 0.0:
     return x
-  keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+  keep = random_keys.draw(lambda key, shape: jax.random.bernoulli(key, 1 - rate, shape), keys, x.shape[1:])
   return jnp.where(keep, x / (1 - rate), 0)
 
 
