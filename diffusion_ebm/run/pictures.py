@@ -179,13 +179,16 @@ def point_row(points: np.ndarray, titles: list[str]) -> np.ndarray:
 
 
 def histograms(values: dict[str, np.ndarray], label: str) -> np.ndarray:
-  """Histograms of some sets of numbers, each in a panel where the others are far away."""
-  figure, axes = _figure(1, 2)
-  figure.set_size_inches(11, 4)
+  """Histograms of some sets of numbers, without NaN; one named noise, far away, has a second panel with all of them."""
+  values = {name: each[np.isfinite(each)] for name, each in values.items()}
   everything = np.concatenate(list(values.values()))
-  near = np.concatenate([each for name, each in values.items() if name != 'noise'])
-  for panel, numbers in zip(axes[0], (near, everything), strict=True):
-    bins = np.linspace(numbers.min(), numbers.max() + 1e-6, 60)
+  panels = [everything]
+  if 'noise' in values:
+    panels.insert(0, np.concatenate([each for name, each in values.items() if name != 'noise']))
+  figure, axes = _figure(1, len(panels))
+  figure.set_size_inches(5.5 * len(panels), 4)
+  for panel, numbers in zip(axes[0], panels, strict=True):
+    bins = np.histogram_bin_edges(numbers, 60)
     for name, each in values.items():
       if np.all((each < bins[0]) | (each > bins[-1])):
         continue  # elsewhere: in the other panel

@@ -43,7 +43,8 @@ class PicturesTest(absltest.TestCase):
     with warnings.catch_warnings():
       warnings.simplefilter('error')
       picture = pictures.histograms({'test': near, 'noise': near - 1e4}, 'log density')
-    self.assertEqual(picture.ndim, 3)
+      alone = pictures.histograms({'test': np.append(near, np.nan)}, 'log density')
+    self.assertEqual(picture.shape, (alone.shape[0], 2 * alone.shape[1], 3))
 
   def test_distances_are_drawn_from_no_gradient_on_and_those_that_are_none_are_gaps(self):
     x, y = np.array([0, 6, 12.0]), np.array([30, 20, 10.0])
