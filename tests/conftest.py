@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import sys
 import tempfile
+
+import pytest
 
 
 def pytest_addoption(parser):
@@ -24,3 +27,11 @@ def pytest_configure(config):
 
 def pytest_unconfigure(config):
   shutil.rmtree(getattr(config, 'compilation_cache', ''), ignore_errors=True)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _drops_programs():
+  """Drops what a file compiled: each program takes maps of memory, of which Linux gives a process 65,530."""
+  yield
+  if 'jax' in sys.modules:
+    sys.modules['jax'].clear_caches()

@@ -10,6 +10,7 @@ import numpy as np
 from diffusion_ebm import dual_score_matching, marginal_density, noise_levels, recovery
 from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.networks import resnet
+from diffusion_ebm.run import compilation
 from tests import testing
 
 MEANS, STD = np.array([-3.0, 3.0]), 0.3
@@ -37,6 +38,12 @@ def exact(levels, weight_at, extra=lambda y, t: 0.0):
     return scale * (jnp.logaddexp(*logs) - 0.5 * jnp.log(variance)) + extra(y, t)
 
   return testing.function_ebm(levels, f)
+
+
+def slope_and_curvature(loss, dim):
+  """The gradient of a loss at zero, and the diagonal of its Hessian."""
+  both = jax.jit(lambda theta: (jax.grad(loss)(theta), jnp.diag(jax.hessian(loss)(theta))))
+  return both(jnp.zeros(dim))
 
 
 class DualScoreTest(parameterized.TestCase):
@@ -89,7 +96,7 @@ class DualScoreTest(parameterized.TestCase):
       )
       return jnp.sum(weights * values)
 
-    slope, curvature = jax.grad(loss)(jnp.zeros(3)), jnp.diag(jax.hessian(loss)(jnp.zeros(3)))
+    slope, curvature = slope_and_curvature(loss, 3)
     self.assertGreater(float(jnp.min(curvature)), 0)
     # Where each parabola is least, in units of the slope of lam: the change of log density that it stands for is small.
     np.testing.assert_array_less(np.abs(slope / curvature), 2e-3)
@@ -111,7 +118,7 @@ class DualScoreTest(parameterized.TestCase):
       )
 
     mean_loss = lambda theta: jnp.sum(weights * losses(theta))  # noqa: E731
-    slope, curvature = jax.grad(mean_loss)(jnp.zeros(2)), jnp.diag(jax.hessian(mean_loss)(jnp.zeros(2)))
+    slope, curvature = slope_and_curvature(mean_loss, 2)
     self.assertGreater(float(jnp.min(curvature)), 0)
     np.testing.assert_array_less(np.abs(slope / curvature), 2e-3)
     # Its value: sbar^2 |score + eps / sbar|^2 / 2, the score by differences of the log density.
@@ -140,8 +147,8 @@ class DualScoreTest(parameterized.TestCase):
       ebm = exact(levels, weight_at)
       whole = jnp.full(n, t)
       x_pos = noise_levels.diffuse(levels, x, whole, eps)
-      score = recovery.score_matching_loss(ebm, x_pos, eps, whole)[0]
-      change = dual_score_matching.time_score_loss(ebm, x, jnp.full(n, t + 0.5), eps)
+      score = jax.jit(recovery.score_matching_loss)(ebm, x_pos, eps, whole)[0]
+      change = jax.jit(dual_score_matching.time_score_loss)(ebm, x, jnp.full(n, t + 0.5), eps)
       losses[name] = float(jnp.mean(score)), float(jnp.mean(change))
     self.assertLess(abs(losses['wrong'][0] / losses['right'][0] - 1), 1e-3)
     self.assertGreater(losses['wrong'][1], 1.2 * losses['right'][1])
@@ -174,16 +181,11 @@ class ImagesTest(absltest.TestCase):
     self.levels = noise_levels.make_levels(6, 0.06, 'conditional', 'one')
     settings = resnet.ResNetSettings(ch=64, ch_mult=(1,), num_res_blocks=1, act='swish', final_act='swish')
     self.network = resnet.ResNet(settings)
-    keys = jax.random.split(jax.random.key(0), 4)
-    self.x, self.eps = (jax.random.normal(key, (3, 8, 8, 1)) for key in keys[:2])
+    rng = np.random.default_rng(0)
+    self.x, self.eps = jnp.asarray(rng.standard_normal((2, 3, 8, 8, 1)), jnp.float32)
     self.t = jnp.array([0.3, 2.6, 4.1])
-    params = self.network.init(keys[2], self.x, jnp.zeros(3, int))['params']
-    leaves, tree = jax.tree.flatten(params)
-    noise = [
-      0.05 * jax.random.normal(key, a.shape)
-      for key, a in zip(jax.random.split(keys[3], len(leaves)), leaves, strict=True)
-    ]
-    self.params = jax.tree.unflatten(tree, [a + b for a, b in zip(leaves, noise, strict=True)])
+    params = compilation.once(self.network.init)(jax.random.key(0), self.x, jnp.zeros(3, int))['params']
+    self.params = jax.tree.map(lambda p: p + 0.05 * rng.standard_normal(p.shape).astype(p.dtype), params)
 
   def ebm(self, params):
     return Ebm(params, self.network, self.levels)
@@ -195,12 +197,13 @@ class ImagesTest(absltest.TestCase):
     ebm, h = self.ebm(self.params), 0.02
 
     def log_density(t):
-      return np.asarray(marginal_density.log_density(ebm, self.x, t), np.float64)
+      return np.asarray(jax.jit(marginal_density.log_density)(ebm, self.x, t), np.float64)
 
     lam = np.log(self.levels.a_cum / self.levels.sigma_cum)[:-1]
     slope = np.diff(lam)[np.asarray(self.t).astype(int)]
     expected = (log_density(self.t + h) - log_density(self.t - h)) / (2 * h) / slope
-    np.testing.assert_allclose(dual_score_matching.time_score(ebm, self.x, self.t), expected, rtol=2e-2)
+    found = jax.jit(dual_score_matching.time_score)(ebm, self.x, self.t)
+    np.testing.assert_allclose(found, expected, rtol=2e-2)
 
   def test_the_gradient_of_its_loss_is_that_with_plain_convolutions(self):
     def plain(x, kernel, stride=1, tiles=None):

@@ -8,7 +8,7 @@ from absl.testing import absltest
 import nbclient
 import nbformat
 
-from tests import testing
+from tests import forks, testing
 
 _PATH = os.path.join(testing.ROOT, 'notebooks', 'quickstart.ipynb')
 
@@ -27,7 +27,8 @@ class QuickstartTest(absltest.TestCase):
     client = nbclient.NotebookClient(
       self.notebook, timeout=600, resources={'metadata': {'path': os.path.dirname(_PATH)}}
     )
-    with mock.patch.dict(os.environ, {'QUICKSTART_SHORT': '1', 'QUICKSTART_DIR': workdir, 'JAX_PLATFORMS': 'cpu'}):
+    quick = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': forks.QUICK}
+    with mock.patch.dict(os.environ, {'QUICKSTART_SHORT': '1', 'QUICKSTART_DIR': workdir} | quick):
       client.execute()  # raises with the cell's own error
     self.assertCountEqual(os.listdir(workdir), ['toy2d', 'digits', 'digits_classes'])
     self.assertEqual(self.pictures(), 11)

@@ -10,6 +10,7 @@ from configs import default
 from diffusion_ebm import marginal_density, networks, noise_levels
 from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.networks import convolution, layers, mlp, resnet, spectral_norm, unet
+from diffusion_ebm.run import compilation
 from tests import testing
 
 BASE = {'ch': 8, 'ch_mult': (1, 2), 'num_res_blocks': 1}
@@ -27,11 +28,15 @@ def images(batch=2, size=8, channels=3):
   return jax.random.normal(jax.random.key(0), (batch, size, size, channels))
 
 
+def start(network, *args):
+  """The network's parameters before training."""
+  return compilation.once(network.init)(jax.random.key(0), *args)['params']
+
+
 def randomised(params, seed=1):
   """Parameters of which none is zero, so that every layer matters."""
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  return tree.unflatten([p + 0.2 * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)])
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda p: p + 0.2 * rng.standard_normal(p.shape).astype(p.dtype), params)
 
 
 class ConvTest(parameterized.TestCase):
@@ -104,7 +109,7 @@ class BfloatTest(absltest.TestCase):
     options = {'ch': 16, 'ch_mult': (1, 2), 'num_res_blocks': 2}
     exact, rough = make_resnet(**options), make_resnet(**options, dtype=jnp.bfloat16)
     y, t = images(4), jnp.array([0, 1, 3, 5])
-    raw = randomised(exact.init(jax.random.key(0), y, t)['params'])
+    raw = randomised(start(exact, y, t))
     params = spectral_norm.normalise(raw, spectral_norm.init(jax.random.key(1), raw))
 
     def all_of(network):
@@ -129,7 +134,7 @@ class ResNetTest(parameterized.TestCase):
   def values(self, y, **options):
     network = make_resnet(**options)
     t = jnp.array([0, 4])
-    params = network.init(jax.random.key(0), y, t)['params']
+    params = start(network, y, t)
     return network.apply({'params': randomised(params)}, y, t), params
 
   @parameterized.parameters(
@@ -171,7 +176,7 @@ class ResNetTest(parameterized.TestCase):
     gradients = []
     for remat in (False, True):
       network = make_resnet(remat=remat)
-      params = randomised(network.init(jax.random.key(0), y, t)['params'])
+      params = randomised(start(network, y, t))
       gradients.append(jax.grad(lambda p, n=network: jnp.sum(n.apply({'params': p}, y, t)))(params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *gradients)
 
@@ -180,7 +185,7 @@ class ResNetTest(parameterized.TestCase):
   def test_an_images_energy_does_not_depend_on_its_batch(self, norm):
     network = make_resnet(norm=norm, attention_resolutions=(4,))
     y, t = images(3), jnp.array([0, 4, 5])
-    params = randomised(network.init(jax.random.key(0), y, t)['params'])
+    params = randomised(start(network, y, t))
     together = network.apply({'params': params}, y, t)
     apart = jnp.concatenate([network.apply({'params': params}, y[i : i + 1], t[i : i + 1]) for i in range(3)])
     np.testing.assert_allclose(together, apart, rtol=1e-4, atol=1e-3)
@@ -188,14 +193,14 @@ class ResNetTest(parameterized.TestCase):
   def test_the_level_matters(self):
     network = make_resnet()
     y = jnp.tile(images(1), (2, 1, 1, 1))
-    params = randomised(network.init(jax.random.key(0), y, jnp.array([0, 4]))['params'])
+    params = randomised(start(network, y, jnp.array([0, 4])))
     f = network.apply({'params': params}, y, jnp.array([0, 4]))
     self.assertGreater(abs(f[0] - f[1]), 1e-4)
 
   def test_residual_blocks_start_as_the_identity(self):
     network = make_resnet(ch=8, ch_mult=(1,), num_res_blocks=3, norm='none')
     y, t = images(), jnp.array([0, 4])
-    params = network.init(jax.random.key(0), y, t)['params']
+    params = start(network, y, t)
     kernel = params['body']['level_0_block_1']['conv_2']['kernel']
     self.assertLess(np.max(np.abs(kernel)), 1e-4)
     h = convolution.conv2d(y, params['body']['conv_in']['kernel'])
@@ -229,7 +234,7 @@ class NanTest(parameterized.TestCase):
   def check(self, network, shape, batches=(1, 4, 8)):
     """One example of a batch is NaN: its energy and its score are, and no others."""
     levels = noise_levels.make_levels(6, 0.06)
-    params = randomised(network.init(jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1, int))['params'])
+    params = randomised(start(network, jnp.zeros((1, *shape)), jnp.zeros(1, int)))
     ebm = Ebm(params, network, levels)
     for batch in batches:
       x, t = jax.random.normal(jax.random.key(0), (batch, *shape)).at[-1].set(jnp.nan), jnp.arange(batch) % 6
@@ -275,7 +280,7 @@ class DropoutTest(absltest.TestCase):
   def test_networks_use_it_only_with_keys(self):
     t, keys = jnp.array([0, 4]), jax.random.split(jax.random.key(0), 2)
     for network, y in ((make_resnet(dropout=0.5), images()), (make_mlp(dropout=0.5), images()[:, 0, 0])):
-      params = randomised(network.init(jax.random.key(0), y, t)['params'])
+      params = randomised(start(network, y, t))
       plain = network.apply({'params': params}, y, t)
       dropped = network.apply({'params': params}, y, t, keys)
       self.assertGreater(np.max(np.abs(plain - dropped)), 1e-4)
@@ -287,7 +292,7 @@ class UNetTest(absltest.TestCase):
     settings = unet.UNetSettings(ch=40, ch_mult=(1, 1), num_res_blocks=1, attention_resolutions=(8,), dropout=0.3)
     network = unet.ProposalUNet(settings, tuple(np.linspace(100.0, 900.0, 6).tolist()))
     x, t, keys = images(4), jnp.array([0, 5, 2, 3]), jax.random.split(jax.random.key(2), 4)
-    params = randomised(network.init(jax.random.key(1), x, t)['params'])
+    params = randomised(start(network, x, t))
 
     @jax.jit
     def value_and_gradient(params, x, t, keys):
@@ -316,7 +321,7 @@ class EnergyUNetTest(parameterized.TestCase):
   def make(self, **options):
     settings = unet.UNetSettings(**(BASE | {'dropout': 0.0} | options))
     network = unet.EnergyUNet(settings, num_classes=2)
-    return network, randomised(network.init(jax.random.key(1), self.y, self.t)['params'])
+    return network, randomised(start(network, self.y, self.t))
 
   def test_the_gradient_is_half_of_the_output_and_of_the_transposed_derivative_times_the_image(self):
     network, params = self.make()
@@ -334,7 +339,7 @@ class EnergyUNetTest(parameterized.TestCase):
 
   def test_it_starts_flat(self):
     network, _ = self.make()
-    params = network.init(jax.random.key(1), self.y, self.t)['params']
+    params = start(network, self.y, self.t)
     np.testing.assert_allclose(network.apply({'params': params}, self.y, self.t), 0, atol=0.05)
 
   @parameterized.parameters(
@@ -392,14 +397,14 @@ class MLPTest(parameterized.TestCase):
     values = []
     for options in ({}, option):
       network = make_mlp(**options)
-      params = randomised(network.init(jax.random.key(0), y, t)['params'])
+      params = randomised(start(network, y, t))
       values.append(network.apply({'params': params}, y, t))
     self.assertEqual(values[1].dtype, jnp.float32)
     self.assertGreater(np.max(np.abs(values[0] - values[1])), 1e-5)
 
   def test_output_scale_is_a_factor(self):
     y, t = jax.random.normal(jax.random.key(0), (2, 2)), jnp.array([0, 4])
-    params = randomised(make_mlp().init(jax.random.key(0), y, t)['params'])
+    params = randomised(start(make_mlp(), y, t))
     one, tenth = (make_mlp(output_scale=s).apply({'params': params}, y, t) for s in (1.0, 0.1))
     np.testing.assert_allclose(tenth, 0.1 * one, rtol=1e-5)
 
@@ -409,7 +414,7 @@ class AtLevelTest(absltest.TestCase):
     levels = noise_levels.make_levels(6, 0.06)
     for network, y in ((make_resnet(), images()), (make_mlp(), images()[:, 0, 0])):
       t = jnp.array([0, 4])
-      params = randomised(network.init(jax.random.key(0), y, t)['params'])
+      params = randomised(start(network, y, t))
       np.testing.assert_allclose(
         Ebm(params, network, levels).at(t).f(y), network.apply({'params': params}, y, t), rtol=1e-6
       )
@@ -431,7 +436,7 @@ class AtLevelTest(absltest.TestCase):
     for name in ('resnet', 'mlp'):
       config.model.name = name
       network = networks.make_network(config.model, levels)
-      params = randomised(network.init(jax.random.key(0), y, t)['params'])
+      params = randomised(start(network, y, t))
       config.model.level_embedding = 'index'
       plain = networks.make_network(config.model, levels)
       config.model.level_embedding = 'log_snr'
@@ -451,7 +456,7 @@ class SpectralNormTest(absltest.TestCase):
     super().setUp()
     network = make_resnet(attention_resolutions=(8,))
     y, t = images(), jnp.array([0, 4])
-    self.params = jax.tree.map(lambda p: 3 * p, randomised(network.init(jax.random.key(0), y, t)['params']))
+    self.params = jax.tree.map(lambda p: 3 * p, randomised(start(network, y, t)))
 
   def norms(self, params):
     return {

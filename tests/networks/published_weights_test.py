@@ -20,7 +20,7 @@ import optax
 from diffusion_ebm import noise_levels, recovery
 from diffusion_ebm.ebm import Ebm
 from diffusion_ebm.networks import published_weights, resnet, spectral_norm
-from tests import testing
+from tests import forks, testing
 
 VARIANTS = ('base', 'attention_swish', 'resample_conv_nin', 'no_spectral_norm')
 GRADIENTS = {
@@ -124,7 +124,7 @@ class PublishedTest(parameterized.TestCase):
   @parameterized.parameters(*VARIANTS)
   def test_published_names_fill_the_whole_network(self, name):
     given, _, network, params = variant(name)
-    expected = network.init(jax.random.key(0), given['x'], given['t'])['params']
+    expected = jax.eval_shape(network.init, jax.random.key(0), given['x'], given['t'])['params']
     self.assertEqual(jax.tree.map(jnp.shape, expected), jax.tree.map(jnp.shape, params))
 
   @parameterized.parameters(*VARIANTS)
@@ -178,7 +178,7 @@ class PublishedTest(parameterized.TestCase):
       [sys.executable, '-m', 'pytest', '-n0', '-k', 'not two_devices', __file__],
       capture_output=True,
       text=True,
-      env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'JAX_PLATFORMS': 'cpu'},
+      env=os.environ | {'XLA_FLAGS': forks.xla_flags(2), 'JAX_PLATFORMS': 'cpu'},
       check=False,
     )
     self.assertEqual(result.returncode, 0, result.stdout)
