@@ -112,6 +112,7 @@ class FullDiskTest(absltest.TestCase):
     config.model.update({'output_scale': 0.3, 'quadratic': 1.0})
     config.diffusion.temperature = 'one'
     config.density.update({'num_chains': 20, 'pilot_chains': 20, 'rung_ess': 0.9, 'data_steps': 4, 'levels': (0,)})
+    config.density.num_images = 100
     self.try_out(density, config)
 
 
