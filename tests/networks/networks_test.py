@@ -39,6 +39,12 @@ def randomised(params, seed=1):
   return jax.tree.map(lambda p: p + 0.2 * rng.standard_normal(p.shape).astype(p.dtype), params)
 
 
+def random_parameters(network, *args):
+  """Likewise, without compiling what draws a network's first parameters: scales are near one, all else near zero."""
+  shapes = jax.eval_shape(network.init, jax.random.key(0), *args)['params']
+  return randomised(jax.tree.map_with_path(lambda path, a: np.full(a.shape, path[-1].key == 'scale', a.dtype), shapes))
+
+
 class ConvTest(parameterized.TestCase):
   @parameterized.product(stride=(1, 2), size=(8, 7), width=(1, 3))
   def test_values_and_gradients_are_those_of_lax(self, stride, size, width):
@@ -109,7 +115,7 @@ class BfloatTest(absltest.TestCase):
     options = {'ch': 16, 'ch_mult': (1, 2), 'num_res_blocks': 2}
     exact, rough = make_resnet(**options), make_resnet(**options, dtype=jnp.bfloat16)
     y, t = images(4), jnp.array([0, 1, 3, 5])
-    raw = randomised(start(exact, y, t))
+    raw = random_parameters(exact, y, t)
     params = spectral_norm.normalise(raw, spectral_norm.init(jax.random.key(1), raw))
 
     def all_of(network):
@@ -134,8 +140,8 @@ class ResNetTest(parameterized.TestCase):
   def values(self, y, **options):
     network = make_resnet(**options)
     t = jnp.array([0, 4])
-    params = start(network, y, t)
-    return network.apply({'params': randomised(params)}, y, t), params
+    params = random_parameters(network, y, t)
+    return compilation.once(network.apply)({'params': params}, y, t), params
 
   @parameterized.parameters(
     {'act': 'swish'},
@@ -176,7 +182,7 @@ class ResNetTest(parameterized.TestCase):
     gradients = []
     for remat in (False, True):
       network = make_resnet(remat=remat)
-      params = randomised(start(network, y, t))
+      params = random_parameters(network, y, t)
       gradients.append(jax.grad(lambda p, n=network: jnp.sum(n.apply({'params': p}, y, t)))(params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *gradients)
 
@@ -185,7 +191,7 @@ class ResNetTest(parameterized.TestCase):
   def test_an_images_energy_does_not_depend_on_its_batch(self, norm):
     network = make_resnet(norm=norm, attention_resolutions=(4,))
     y, t = images(3), jnp.array([0, 4, 5])
-    params = randomised(start(network, y, t))
+    params = random_parameters(network, y, t)
     together = network.apply({'params': params}, y, t)
     apart = jnp.concatenate([network.apply({'params': params}, y[i : i + 1], t[i : i + 1]) for i in range(3)])
     np.testing.assert_allclose(together, apart, rtol=1e-4, atol=1e-3)
@@ -193,7 +199,7 @@ class ResNetTest(parameterized.TestCase):
   def test_the_level_matters(self):
     network = make_resnet()
     y = jnp.tile(images(1), (2, 1, 1, 1))
-    params = randomised(start(network, y, jnp.array([0, 4])))
+    params = random_parameters(network, y, jnp.array([0, 4]))
     f = network.apply({'params': params}, y, jnp.array([0, 4]))
     self.assertGreater(abs(f[0] - f[1]), 1e-4)
 
@@ -234,7 +240,7 @@ class NanTest(parameterized.TestCase):
   def check(self, network, shape, batches=(1, 4, 8)):
     """One example of a batch is NaN: its energy and its score are, and no others."""
     levels = noise_levels.make_levels(6, 0.06)
-    params = randomised(start(network, jnp.zeros((1, *shape)), jnp.zeros(1, int)))
+    params = random_parameters(network, jnp.zeros((1, *shape)), jnp.zeros(1, int))
     ebm = Ebm(params, network, levels)
     for batch in batches:
       x, t = jax.random.normal(jax.random.key(0), (batch, *shape)).at[-1].set(jnp.nan), jnp.arange(batch) % 6
@@ -280,7 +286,7 @@ class DropoutTest(absltest.TestCase):
   def test_networks_use_it_only_with_keys(self):
     t, keys = jnp.array([0, 4]), jax.random.split(jax.random.key(0), 2)
     for network, y in ((make_resnet(dropout=0.5), images()), (make_mlp(dropout=0.5), images()[:, 0, 0])):
-      params = randomised(start(network, y, t))
+      params = random_parameters(network, y, t)
       plain = network.apply({'params': params}, y, t)
       dropped = network.apply({'params': params}, y, t, keys)
       self.assertGreater(np.max(np.abs(plain - dropped)), 1e-4)
@@ -292,9 +298,9 @@ class UNetTest(absltest.TestCase):
     settings = unet.UNetSettings(ch=40, ch_mult=(1, 1), num_res_blocks=1, attention_resolutions=(8,), dropout=0.3)
     network = unet.ProposalUNet(settings, tuple(np.linspace(100.0, 900.0, 6).tolist()))
     x, t, keys = images(4), jnp.array([0, 5, 2, 3]), jax.random.split(jax.random.key(2), 4)
-    params = randomised(start(network, x, t))
+    params = random_parameters(network, x, t)
 
-    @jax.jit
+    @compilation.once
     def value_and_gradient(params, x, t, keys):
       apply = lambda p: network.apply({'params': p}, x, t, keys)  # noqa: E731
       return apply(params), jax.grad(lambda p: jnp.mean(apply(p) ** 2))(params)
@@ -321,7 +327,7 @@ class EnergyUNetTest(parameterized.TestCase):
   def make(self, **options):
     settings = unet.UNetSettings(**(BASE | {'dropout': 0.0} | options))
     network = unet.EnergyUNet(settings, num_classes=2)
-    return network, randomised(start(network, self.y, self.t))
+    return network, random_parameters(network, self.y, self.t)
 
   def test_the_gradient_is_half_of_the_output_and_of_the_transposed_derivative_times_the_image(self):
     network, params = self.make()
@@ -353,7 +359,8 @@ class EnergyUNetTest(parameterized.TestCase):
   )
   def test_every_option_changes_the_energy(self, **option):
     values = [
-      network.apply({'params': params}, self.y, self.t) for network, params in (self.make(), self.make(**option))
+      compilation.once(network.apply)({'params': params}, self.y, self.t)
+      for network, params in (self.make(), self.make(**option))
     ]
     self.assertEqual(values[1].dtype, jnp.float32)
     self.assertGreater(np.max(np.abs(values[0] - values[1])), 1e-4)
@@ -364,7 +371,7 @@ class EnergyUNetTest(parameterized.TestCase):
       network, params = self.make(remat=remat, dropout=0.5)
       keys = jax.random.split(jax.random.key(2), 3)
       score = lambda y: jnp.sum(network.apply({'params': params}, y, self.t, keys))  # noqa: B023, E731
-      found.append(jax.grad(score)(self.y))
+      found.append(compilation.once(jax.grad(score))(self.y))
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-4)
 
   def test_the_energy_depends_on_its_own_image_level_and_class_alone(self):
@@ -397,14 +404,14 @@ class MLPTest(parameterized.TestCase):
     values = []
     for options in ({}, option):
       network = make_mlp(**options)
-      params = randomised(start(network, y, t))
+      params = random_parameters(network, y, t)
       values.append(network.apply({'params': params}, y, t))
     self.assertEqual(values[1].dtype, jnp.float32)
     self.assertGreater(np.max(np.abs(values[0] - values[1])), 1e-5)
 
   def test_output_scale_is_a_factor(self):
     y, t = jax.random.normal(jax.random.key(0), (2, 2)), jnp.array([0, 4])
-    params = randomised(start(make_mlp(), y, t))
+    params = random_parameters(make_mlp(), y, t)
     one, tenth = (make_mlp(output_scale=s).apply({'params': params}, y, t) for s in (1.0, 0.1))
     np.testing.assert_allclose(tenth, 0.1 * one, rtol=1e-5)
 
@@ -414,7 +421,7 @@ class AtLevelTest(absltest.TestCase):
     levels = noise_levels.make_levels(6, 0.06)
     for network, y in ((make_resnet(), images()), (make_mlp(), images()[:, 0, 0])):
       t = jnp.array([0, 4])
-      params = randomised(start(network, y, t))
+      params = random_parameters(network, y, t)
       np.testing.assert_allclose(
         Ebm(params, network, levels).at(t).f(y), network.apply({'params': params}, y, t), rtol=1e-6
       )
@@ -436,7 +443,7 @@ class AtLevelTest(absltest.TestCase):
     for name in ('resnet', 'mlp'):
       config.model.name = name
       network = networks.make_network(config.model, levels)
-      params = randomised(start(network, y, t))
+      params = random_parameters(network, y, t)
       config.model.level_embedding = 'index'
       plain = networks.make_network(config.model, levels)
       config.model.level_embedding = 'log_snr'
@@ -456,7 +463,7 @@ class SpectralNormTest(absltest.TestCase):
     super().setUp()
     network = make_resnet(attention_resolutions=(8,))
     y, t = images(), jnp.array([0, 4])
-    self.params = jax.tree.map(lambda p: 3 * p, randomised(start(network, y, t)))
+    self.params = jax.tree.map(lambda p: 3 * p, random_parameters(network, y, t))
 
   def norms(self, params):
     return {
