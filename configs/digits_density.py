@@ -20,7 +20,8 @@ def get_config():
   config.train.sample_every = 500
   config.density.levels = (0, 4, 8)
   config.density.rung_ess = 0.998
-  config.density.num_steps = 8
+  config.density.num_leapfrog = 3
+  config.density.num_steps = 4
   config.density.num_chains = 192
   config.density.checks = ('exchange', 'flow')
   config.density.num_ladders = 16
