@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -82,7 +83,8 @@ def run(
     keys = random_keys.sample_keys(seed, index, _START)
     noise = lambda k: langevin.normal_noise(keys, starts.shape[1:])(k)  # noqa: E731
     at_level = lambda t: noise_levels.diffuse(ebm.levels, starts, jnp.full(len(starts), t), noise(t))  # noqa: E731
-    data = jnp.stack([noise(ebm.levels.num_models), *map(at_level, steps.rungs.level[1:])], axis=1)
+    below = jax.vmap(at_level, out_axes=1)(steps.rungs.level[1:])
+    data = jnp.concatenate([noise(ebm.levels.num_models)[:, None], below], axis=1)
     filled = replica_exchange.fill(
       ebm, kernel, steps.rungs, steps.step_sizes, data[:, 0], random_keys.sample_keys(seed, index, _FILL), num_steps
     )
