@@ -159,8 +159,8 @@ class ConfigsTest(parameterized.TestCase):
 
   def take_one_step(self, name):
     config = config_lib.resolve(get(name))
-    config.model.update({'ch': 4, 'num_res_blocks': 1, 'ch_mult': (1, 2)})
-    config.proposal.update({'ch': 4, 'num_res_blocks': 1, 'ch_mult': (1, 1), 'warmup_steps': 0})
+    config.model.update({'ch': 4, 'num_res_blocks': 1, 'ch_mult': (1,)})
+    config.proposal.update({'ch': 4, 'num_res_blocks': 1, 'ch_mult': (1,), 'warmup_steps': 0})
     config.sampling.num_steps = 1
     config.train.warmup_steps = 0
     batch, label = self.read(name, config)

@@ -1,5 +1,6 @@
 """`--long`: the tests that take long, and all of them with XLA's optimisations; what a run compiles is shared."""
 
+import gc
 import os
 import shutil
 import sys
@@ -19,6 +20,7 @@ def pytest_configure(config):
     flags = os.environ.get('XLA_FLAGS', '')
     os.environ['XLA_FLAGS'] = f'{flags} --xla_backend_optimization_level=0'
   os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # its threads spin where other tests run beside
+  gc.set_threshold(50_000, 20, 50)  # what JAX traces is alive: looking for garbage finds none
   if not hasattr(config, 'workerinput'):  # workers inherit the environment
     config.compilation_cache = tempfile.mkdtemp()
     os.environ['JAX_COMPILATION_CACHE_DIR'] = config.compilation_cache

@@ -18,7 +18,6 @@ from configs import digits_classes
 import diffusion_ebm
 from diffusion_ebm import config as config_lib
 from diffusion_ebm import data, exported, preprocessing, trained
-from diffusion_ebm import model as model_lib
 from diffusion_ebm.class_probabilities import Calibration
 from diffusion_ebm.data import toy
 from diffusion_ebm.jobs import export, import_weights, sample, train
@@ -27,28 +26,26 @@ from diffusion_ebm.run.errors import UserError
 from tests import forks, testing
 
 
-def proposal_config(**changes):
-  config = testing.devices_config(4)
-  config.train.update(changes)
-  return config
-
-
 class FileTest(parameterized.TestCase):
   """An untrained model, with everything that a file can hold."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    config = config_lib.resolve(testing.convolutional(testing.proposal_config(4)))
+    config.data.path = '/home/somebody/digits'
+    config.ood.against = ('noise', '/home/somebody/svhn')
+    state = jax.device_get(testing.first_state(config))
+    calibration = Calibration(1, np.array([np.nan, 2.0]), np.array([[np.nan, np.nan], [0.5, -0.5]]))
+    log_z = np.array([1.5, np.nan, 3.25])
+    cls.model = exported.Exported(
+      config, 4, state.params, state.proposal.params, ('a', 'é'), log_z, calibration, {'parameters': 7}
+    )
 
   def setUp(self):
     super().setUp()
     self.folder = self.enter_context(tempfile.TemporaryDirectory())
     self.path = os.path.join(self.folder, 'model.npz')
-    config = config_lib.resolve(proposal_config())
-    config.data.path = '/home/somebody/digits'
-    config.ood.against = ('noise', '/home/somebody/svhn')
-    state = jax.device_get(model_lib.build(config).state)
-    calibration = Calibration(1, np.array([np.nan, 2.0]), np.array([[np.nan, np.nan], [0.5, -0.5]]))
-    log_z = np.array([1.5, np.nan, 3.25])
-    self.model = exported.Exported(
-      config, 4, state.params, state.proposal.params, ('a', 'é'), log_z, calibration, {'parameters': 7}
-    )
 
   def write(self, **changes):
     exported.write(self.path, self.model._replace(**changes))
@@ -149,7 +146,7 @@ class JobsTest(absltest.TestCase):
     super().setUpClass()
     cls.folder = cls.enterClassContext(tempfile.TemporaryDirectory())
     cls.workdir = os.path.join(cls.folder, 'run')
-    cls.config = proposal_config()
+    cls.config = testing.proposal_config(4)
     train.run(cls.config, cls.workdir)
     config = config_lib.load(cls.workdir)
     config.export.path = os.path.join(cls.folder, 'small.npz')
@@ -217,7 +214,7 @@ class JobsTest(absltest.TestCase):
 
   def test_weights_that_were_normalised_otherwise_are_not_normalised_again(self):
     workdir = os.path.join(self.folder, 'raw')
-    config = proposal_config()
+    config = testing.convolutional(testing.proposal_config(4))
     config.model.update({'raw_singular_vectors': True, 'zero_init': False})
     train.run(config, workdir)
     path = export.run(config_lib.load(workdir), workdir)
@@ -226,7 +223,7 @@ class JobsTest(absltest.TestCase):
 
   def test_names_of_classes_go_along(self):
     config = digits_classes.get_config()
-    config.model.update({'ch': 8, 'ch_mult': (1,)})
+    config.model.update({'name': 'mlp', 'ch': 8, 'num_layers': 1})
     workdir = os.path.join(self.folder, 'classes')
     os.makedirs(os.path.join(workdir, 'data'))
     testing.save_first_state(config, workdir)

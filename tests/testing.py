@@ -99,17 +99,24 @@ def mixture_ebm(levels, means, weights, width, log_z=0.0):
 
 
 def digits_config(**changes):
-  """Digits, 4 steps of a tiny network; `changes` are of the `train` section.
+  """Digits, 4 steps of a tiny perceptron; `changes` are of the `train` section.
 
   Its activations are smooth: where a ReLU is close to zero, other roundings (on other numbers of devices) flip it.
+  Convolutions are slower to compile: where they matter, `convolutional`.
   """
   config = digits_drl.get_config()
-  config.model.update({'ch': 8, 'ch_mult': (1,), 'act': 'swish', 'final_act': 'swish'})
+  config.model.update({'name': 'mlp', 'ch': 8, 'num_layers': 1, 'act': 'swish'})
   config.sampling.update({'num_steps': 2, 'generation_steps': 0, 'batch_size': 5})
   config.train.update(
     {'batch_size': 8, 'num_steps': 4, 'warmup_steps': 1, 'log_every': 1, 'sample_every': 4, 'checkpoint_every': 2}
     | changes
   )
+  return config
+
+
+def convolutional(config):
+  """The same configuration with a tiny residual network."""
+  config.model.update({'name': 'resnet', 'ch_mult': (1,), 'final_act': 'swish'})
   return config
 
 
@@ -141,10 +148,28 @@ def toy2d_config(**changes):
   return config
 
 
+_FIRST = {}
+
+
+def first_state(config):
+  """The state before the first step; that of an equal configuration is computed once in a process."""
+  sections = (config[name].to_json_best_effort() for name in ('data', 'model', 'proposal', 'diffusion', 'train'))
+  key = (config.seed, *sections)
+  if key not in _FIRST:
+    _FIRST[key] = model_lib.build(config).state
+  return _FIRST[key]
+
+
+def nothing(config):
+  """Parameters of a configuration's network that are all NaN."""
+  shapes = model_lib.build(config).described_state.params
+  return jax.tree.map(lambda a: np.full(a.shape, np.nan, a.dtype), shapes)
+
+
 def save_first_state(config, workdir, step=0, **changes):
   """Makes a workdir with one checkpoint, of the state before the first step with some `changes`."""
   config_lib.save(config_lib.resolve(config), workdir)
-  state = model_lib.build(config).state
+  state = first_state(config)
   saver = checkpoints.Saver(workdir, 3, 0)
   saver.save(state.replace(step=state.step + step, **changes), step)
   saver.close()
@@ -158,7 +183,7 @@ def steps_of(workdir):
 def restore(config, workdir, step=None):
   """`(state, batches_read)` of a checkpoint."""
   manager = checkpoints.open_for_reading(workdir)
-  state = model_lib.build(config_lib.resolve(config)).state
+  state = model_lib.build(config_lib.resolve(config)).abstract_state
   restored = checkpoints.restore(manager, state, step, lacking=older_versions.LACKING)
   manager.close()
   return restored
@@ -189,6 +214,11 @@ def assert_same_images(one, other):
   np.testing.assert_array_less(np.mean(difference > 0), 0.02)
 
 
+def norm(tree):
+  """The Euclidean norm of all numbers of a tree; NumPy's, as JAX would compile it for each shape."""
+  return np.sqrt(sum(np.sum(np.square(a, dtype=np.float64)) for a in jax.tree.leaves(tree)))
+
+
 def contents(folder):
   """Every file below the folder, as bytes."""
   files = {}
@@ -199,7 +229,7 @@ def contents(folder):
   return files
 
 
-def devices_config(num_steps):
+def proposal_config(num_steps):
   """Digits with a proposal, all of whose options that draw random numbers are on."""
   config = digits_config(num_steps=num_steps, checkpoint_every=num_steps // 2, sample_every=num_steps, log_every=5)
   config.train.shared_noise = True
@@ -209,7 +239,7 @@ def devices_config(num_steps):
 
 def train_on_devices(folder, num_steps):
   """For a process of its own with 8 devices: trains and samples on 1, 2, 4 and 8 of them."""
-  config = devices_config(int(num_steps))
+  config = convolutional(proposal_config(int(num_steps)))
   devices = jax.devices()
   no_picture = mock.patch.object(train, '_make_picture', lambda *_: lambda *_: None)
   for number in (1, 2, 4, 8):
@@ -223,7 +253,7 @@ def train_on_devices(folder, num_steps):
 
 def jobs_config():
   """Digits, and a little of each job on a trained model."""
-  config = digits_config()
+  config = convolutional(digits_config())
   config.inpaint.update({'mask': 'top', 'num_images': 3, 'completions': 2, 'repeats': 2})
   config.interpolate.update({'num_strips': 2, 'frames': 3})
   config.ood.update({'against': ('noise', 'shuffle'), 'num_examples': 50})

@@ -230,6 +230,7 @@ class PublishedSizeTest(parameterized.TestCase):
   @parameterized.parameters(*(name for name in NAMES if name not in _LIKE_OTHERS))
   def test_the_step_and_the_sampler(self, name):
     config = config_lib.resolve(get(name))
+    config.model.num_res_blocks = min(config.model.num_res_blocks, 2)  # of eight, all but the first are alike
     model, state = first_state(config)
     trace_step(config, model, state, _PLATFORMS)
     trace_sampler(config, model, state, _PLATFORMS)

@@ -33,7 +33,7 @@ LEVELS = noise_levels.make_levels(6, 1e-4)
 
 class FlopsTest(absltest.TestCase):
   def test_a_networks_operations_are_those_counted_by_hand(self):
-    config = config_lib.resolve(testing.digits_config())  # width 8, one block, 8x8, one channel
+    config = config_lib.resolve(testing.convolutional(testing.digits_config()))  # width 8, one block, 8x8, one channel
     f, embedding = flops.forward(networks.make_network(config.model, LEVELS), (8, 8, 1))
     pixels = 64
     self.assertEqual(f, 2 * 9 * pixels * (1 * 8 + 8 * 8 + 8 * 8))
@@ -45,7 +45,7 @@ class FlopsTest(absltest.TestCase):
     self.assertEqual(f, 2 * 9 * 64 * (3 * 64 + 2 * 64 * 64))
 
   def test_recomputation_and_attention_count(self):
-    config = config_lib.resolve(testing.digits_config())
+    config = config_lib.resolve(testing.convolutional(testing.digits_config()))
     plain = flops.forward(networks.make_network(config.model, LEVELS), (8, 8, 1))[0]
     config.model.remat = True
     self.assertEqual(flops.forward(networks.make_network(config.model, LEVELS), (8, 8, 1))[0], plain)

@@ -13,7 +13,6 @@ from scipy import special
 import diffusion_ebm
 from diffusion_ebm import class_probabilities, composition, data, trained
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import model as model_lib
 from diffusion_ebm.data import kept
 from diffusion_ebm.evaluate import results
 from diffusion_ebm.jobs import sample, train
@@ -255,7 +254,7 @@ class TrainTest(absltest.TestCase):
     config.proposal.update({'warmup_steps': 1, 'learning_rate': 1e-3})
     train.run(config, workdir)
     after, _ = testing.restore(config, workdir)
-    before = model_lib.build(config_lib.resolve(config)).state
+    before = testing.first_state(config_lib.resolve(config))
     for path in (('params', 'embedding', 'label', 'kernel'), ('proposal', 'params', 'label', 'kernel')):
       a, b = (_leaf(state, path) for state in (before, after))
       self.assertEqual(a.shape[0], 11)

@@ -23,7 +23,7 @@ from tests import testing
 
 def perturbed(config):
   """Parameters far enough from their start that the levels differ."""
-  state = model_lib.build(config).state
+  state = testing.first_state(config)
   rng = np.random.default_rng(0)
   return jax.tree.map(lambda p: p + 0.3 * rng.standard_normal(p.shape).astype(np.float32), state.ema_params)
 
@@ -250,7 +250,7 @@ class RefusedTest(absltest.TestCase):
   def test_energies_that_are_not_finite(self):
     config = testing.toy2d_config()
     config.density.pilot_chains = 3
-    nothing = jax.tree.map(lambda a: np.nan * a, model_lib.build(config).state.params)
+    nothing = testing.nothing(config)
     workdir = self.enterContext(tempfile.TemporaryDirectory())
     testing.save_first_state(config, workdir, step=7, ema_params=nothing)
     with self.assertRaisesRegex(DivergedError, 'level 5 are not finite'):

@@ -1,7 +1,8 @@
 """A workdir of an older version, with keys that are gone: sampled, scored and continued as by that version.
 
-`tests/fixtures/old_workdir.zip` holds a tiny run at step 2 of `testing.digits_config()`, and in `expected.npz` what
-that version (commit a14b486) made of it: five samples, a score, and the parameters after two more steps.
+`tests/fixtures/old_workdir.zip` holds a tiny run at step 2 of `testing.convolutional(testing.digits_config())`, and in
+`expected.npz` what that version (commit a14b486) made of it: five samples, a score, and the parameters after two more
+steps.
 """
 
 import json
@@ -32,8 +33,8 @@ class OldWorkdirTest(absltest.TestCase):
       self.assertEqual(json.load(file)['train']['optimizer'], 'adam')  # a key that is gone
     with np.load(os.path.join(self.workdir, 'expected.npz')) as file:
       self.expected = dict(file)
-    self.config = testing.digits_config(num_steps=2)
-    self.config.model.ch = 4
+    self.config = testing.convolutional(testing.digits_config(num_steps=2))
+    self.config.model.update({'ch': 4, 'num_layers': 3})
     self.assertEqual(config_lib.load(self.workdir).model.to_dict(), self.config.model.to_dict())
 
   def test_it_is_sampled(self):

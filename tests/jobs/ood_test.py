@@ -34,11 +34,11 @@ class OodTest(absltest.TestCase):
     super().setUpClass()
     cls.workdir = cls.enterClassContext(tempfile.TemporaryDirectory())
     cls.enterClassContext(mock.patch.object(ood_detection, '_SIZES', (1, 2)))  # fewer mixtures to fit
-    testing.save_first_state(testing.digits_config(), cls.workdir, step=7)
-    cls.trained = trained.load(testing.digits_config(), cls.workdir)
+    testing.save_first_state(testing.convolutional(testing.digits_config()), cls.workdir, step=7)
+    cls.trained = trained.load(testing.convolutional(testing.digits_config()), cls.workdir)
 
   def ood(self, against, batch_size=5, num_examples=50, seed=0):
-    config = testing.digits_config()
+    config = testing.convolutional(testing.digits_config())
     config.sampling.batch_size = batch_size
     config.ood.update({'against': against, 'num_examples': num_examples})
     return ood.run(config, self.workdir, seed)

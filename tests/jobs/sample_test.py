@@ -6,11 +6,9 @@ import tempfile
 from unittest import mock
 
 from absl.testing import absltest
-import jax
 import numpy as np
 from PIL import Image
 
-from diffusion_ebm import model as model_lib
 from diffusion_ebm.jobs import sample
 from diffusion_ebm.run import files
 from diffusion_ebm.run.errors import UserError
@@ -24,7 +22,7 @@ class SampleTest(absltest.TestCase):
     cls.workdir = cls.enterClassContext(tempfile.TemporaryDirectory())
     config = testing.digits_config()
     # Only the average is fit for use.
-    nothing = jax.tree.map(lambda a: np.nan * a, model_lib.build(config).state.params)
+    nothing = testing.nothing(config)
     testing.save_first_state(config, cls.workdir, step=7, params=nothing)
     cls.samples = cls.draw()
 
@@ -125,7 +123,7 @@ class SampleTest(absltest.TestCase):
   def test_chains_that_diverge_are_refused_and_leave_no_samples(self):
     workdir = self.enterContext(tempfile.TemporaryDirectory())
     config = testing.toy2d_config()
-    nothing = jax.tree.map(lambda a: np.nan * a, model_lib.build(config).state.params)
+    nothing = testing.nothing(config)
     testing.save_first_state(config, workdir, step=7, ema_params=nothing)
     with self.assertRaisesRegex(UserError, 'diverged at step 7'):
       sample.run(config, workdir)

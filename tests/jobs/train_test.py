@@ -19,7 +19,6 @@ from PIL import Image
 from configs import toy2d_cdrl
 from diffusion_ebm import bad_step_file, data, trained, training_metrics
 from diffusion_ebm import config as config_lib
-from diffusion_ebm import model as model_lib
 from diffusion_ebm.jobs import replay_bad_step, sample, train
 from diffusion_ebm.run import checkpoints, parallel, writers
 from diffusion_ebm.run import workdir as workdir_lib
@@ -95,7 +94,7 @@ class TrainTest(absltest.TestCase):
     self.assertGreater(len(seen), 3)
 
   def test_parameters_and_their_average_learn(self):
-    start = model_lib.build(testing.digits_config()).state
+    start = testing.first_state(testing.digits_config())
     self.assertEqual((int(self.state.step), self.batches), (4, 4))
     self.assertGreater(largest_change(start.params, self.state.params), 1e-3)
     moved = largest_change(start.ema_params, self.state.ema_params)
@@ -266,13 +265,13 @@ class TrainTest(absltest.TestCase):
     path = os.path.join(self.workdir, 'checkpoints', '2')
     config = config_lib.resolve(testing.digits_config(init_from=path))
     trained.check_start(config)
-    state = trained.start(config, model_lib.build(config).state)
+    state = trained.start(config, testing.first_state(config))
     expected, _ = testing.restore(testing.digits_config(), self.workdir, 2)
     jax.tree.map(np.testing.assert_array_equal, state.params, expected.ema_params)
     jax.tree.map(np.testing.assert_array_equal, state.ema_params, expected.ema_params)
     jax.tree.map(np.testing.assert_array_equal, state.spectral, expected.spectral)
     self.assertEqual(int(state.step), 0)
-    self.assertEqual(largest_change(state.opt_state, model_lib.build(config).state.opt_state), 0)
+    self.assertEqual(largest_change(state.opt_state, testing.first_state(config).opt_state), 0)
 
   def test_weights_that_are_not_there_or_do_not_fit_are_refused_before_anything_is_written(self):
     for path, changes, message in (
@@ -425,7 +424,7 @@ class ToyTest(absltest.TestCase):
       ['samples_2.npz', 'samples_2.json', 'samples_2.png', 'samples_2_levels.png', 'training_00000002.png'],
     )
     self.assertGreater(
-      largest_change(model_lib.build(config).state.params, testing.restore(config, workdir)[0].params), 0
+      largest_change(testing.first_state(config).params, testing.restore(config, workdir)[0].params), 0
     )
 
 
