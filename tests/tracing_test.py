@@ -1,4 +1,7 @@
-"""What is compiled is traced, not run: each configuration at its published size, and every pair of options."""
+"""What is compiled is traced, not run: each configuration at its published size, and every pair of options.
+
+Of equal blocks, two stand for all.
+"""
 
 import itertools
 import random

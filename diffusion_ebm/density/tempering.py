@@ -81,7 +81,7 @@ def run(
   def begin(shared, starts, index):
     ebm, steps, seed = shared
     keys = random_keys.sample_keys(seed, index, _START)
-    noise = lambda k: langevin.normal_noise(keys, starts.shape[1:])(k)  # noqa: E731
+    noise = langevin.normal_noise(keys, starts.shape[1:])
     at_level = lambda t: noise_levels.diffuse(ebm.levels, starts, jnp.full(len(starts), t), noise(t))  # noqa: E731
     below = jax.vmap(at_level, out_axes=1)(steps.rungs.level[1:])
     data = jnp.concatenate([noise(ebm.levels.num_models)[:, None], below], axis=1)
