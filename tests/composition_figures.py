@@ -8,6 +8,7 @@ configs/digits.py; `--thick` of configs/digits.py on the third of the training s
 python -m tests.composition_figures thick --folder=DIR writes these.
 """
 
+import functools
 import os
 
 from absl import app, flags
@@ -17,7 +18,7 @@ import numpy as np
 
 import diffusion_ebm
 from diffusion_ebm import composition, corrected_sampling, marginal_density, noise_levels, preprocessing, sampling
-from tests import testing
+from tests import forks, testing
 
 # Exact energies in the plane.
 
@@ -84,12 +85,14 @@ def draw_both(ebm, shape, n, settings, plain_settings):
   """`(corrected, plain)`: samples of both samplers."""
   keys, tuning_keys = jax.random.split(jax.random.key(0), n), jax.random.split(jax.random.key(1), 64)
 
-  @jax.jit
+  optimized = functools.partial(jax.jit, compiler_options=forks.OPTIMIZED)
+
+  @optimized
   def corrected(ebm, keys):
     step_sizes = corrected_sampling.tune(ebm, tuning_keys, shape, settings)
     return corrected_sampling.sample(ebm, keys, shape, settings, step_sizes)[0]
 
-  plain = jax.jit(lambda ebm, keys: sampling.sample(ebm, keys, shape, plain_settings)[0])
+  plain = optimized(lambda ebm, keys: sampling.sample(ebm, keys, shape, plain_settings)[0])
   return np.asarray(corrected(ebm, keys)), np.asarray(plain(ebm, keys))
 
 

@@ -1,4 +1,4 @@
-"""`--long`: the tests that take long, and all of them with XLA's optimisations; what a run compiles is shared."""
+"""`--long`: the tests that take long, too; `--optimized`: with XLA's optimisations; what a run compiles is shared."""
 
 import gc
 import os
@@ -8,17 +8,19 @@ import tempfile
 
 import pytest
 
+from tests import forks
+
 
 def pytest_addoption(parser):
   parser.addoption('--long', action='store_true', help='run the tests that take long, too')
+  parser.addoption('--optimized', action='store_true', help='compile as a user does, which takes several times as long')
 
 
 def pytest_configure(config):
   if config.getoption('--long'):
     os.environ['LONG_TESTS'] = '1'
-  else:  # most of the time goes into the compilation of programs that run for a moment
-    flags = os.environ.get('XLA_FLAGS', '')
-    os.environ['XLA_FLAGS'] = f'{flags} --xla_backend_optimization_level=0'
+  if not config.getoption('--optimized'):  # most of the time goes into compiling programs that run for a moment
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {forks.QUICK}'
   os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # its threads spin where other tests run beside
   gc.set_threshold(50_000, 20, 50)  # what JAX traces is alive: looking for garbage finds none
   if not hasattr(config, 'workerinput'):  # workers inherit the environment

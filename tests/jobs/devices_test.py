@@ -161,7 +161,7 @@ class JobsTest(absltest.TestCase):
       capture_output=True,
       text=True,
       check=False,
-      env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'JAX_PLATFORMS': 'cpu'},
+      env=os.environ | {'XLA_FLAGS': forks.xla_flags(2), 'JAX_PLATFORMS': 'cpu'},
     )
     self.assertEqual(result.returncode, 0, result.stderr)
     self.assertEqual(result.stdout.splitlines()[-1], '2 devices')
