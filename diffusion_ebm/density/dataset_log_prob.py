@@ -11,6 +11,7 @@ from diffusion_ebm.run import parallel
 from diffusion_ebm.run.progress import Progress
 from diffusion_ebm.run.unfinished import Unfinished
 
+_PARTS = 8  # of the flow, which takes minutes
 # Streams of random numbers.
 DATA, _BOUND, _PROBES = 0xA153, 0xA155, 0xA159
 
@@ -90,7 +91,7 @@ def of_flow(
     log_z: log Z_0, as of `log_prob.log_prob`.
     rtol: of the solver, as of `flow.log_density`.
     num_probes: likewise.
-    batch_size: examples at once.
+    batch_size: examples at once, at most; fewer where there are not many, so that progress is seen and kept.
     seed: of the noise.
     kept: the `Unfinished` work.
 
@@ -107,6 +108,7 @@ def of_flow(
     found, count = flow.log_density(ebm, a * x, probes, log_z_top, rtol, num_probes)
     return found + x[0].size * np.log(a), log_prob.log_prob(ebm, x, log_z), count
 
+  batch_size = min(batch_size, -(-len(source) // _PARTS))
   over_all = _over_source(on_batch, 'probability-flow ODE', batch_size, kept)
   return over_all((ebm, np.float32(log_z_top), np.float32(log_z)), source, len(source))
 
