@@ -14,7 +14,7 @@ def get_config():
   config.sampling.step_size = 0.25
   config.train.score_matching = 1.0
   config.train.batch_size = 64
-  config.train.num_steps = 1200
+  config.train.num_steps = 1280
   config.train.warmup_steps = 200
   config.train.grad_clip = 10.0
   config.train.sample_every = 500
@@ -22,9 +22,9 @@ def get_config():
   config.density.rung_ess = 0.998
   config.density.num_leapfrog = 3
   config.density.num_steps = 4
-  config.density.num_chains = 512
+  config.density.num_chains = 1024
   config.density.checks = ('exchange', 'flow')
   config.density.num_ladders = 16
-  config.density.num_rounds = 4800
+  config.density.num_rounds = 3600
   config.density.reverse_from = 'exchange'
   return config
