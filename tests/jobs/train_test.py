@@ -355,10 +355,10 @@ class ToyTest(absltest.TestCase):
   @testing.long
   def test_the_checkerboards_own_settings_do_not_diverge(self):
     config = toy2d_cdrl.get_config()
-    config.train.update({'num_steps': 120, 'sample_every': 120, 'checkpoint_every': 120})
+    config.train.update({'num_steps': 200, 'sample_every': 200, 'checkpoint_every': 200})
     workdir = self.enterContext(tempfile.TemporaryDirectory())
     train.run(config, workdir)  # with other steps of the chains it ends in a `DivergedError` within a hundred
-    self.assertEqual(testing.steps_of(workdir), [120])
+    self.assertEqual(testing.steps_of(workdir), [200])
 
   def test_an_update_without_a_finite_gradient_is_skipped_and_reported(self):
     workdir = self.enterContext(tempfile.TemporaryDirectory())
